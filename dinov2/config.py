@@ -1,0 +1,251 @@
+"""Typed settings: defaults < recipe file < `key=value` words.
+
+A stage's settings are one frozen dataclass (nested dataclasses are its sections). OmegaConf checks types;
+this module finds recipes, says errors in the user's terms, and knows which settings make two runs the same
+run. The comment beside a field is its help text.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from dinov2.exits import UserError
+
+C = TypeVar("C")
+
+
+def required() -> Any:
+    """A field that the user must give."""
+    return MISSING
+
+
+def runtime(default: Any = MISSING) -> Any:
+    """A field that says how a run is executed, not what it computes: it may change when the run continues."""
+    metadata = {"runtime": True}
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def listed(*values: Any) -> Any:
+    """A list field with these defaults."""
+    return dataclasses.field(default_factory=lambda: list(values))
+
+
+def section(kind: type[C]) -> C:
+    """A nested section with its own defaults."""
+    return dataclasses.field(default_factory=kind)
+
+
+def one_of(value: str, options: typing.Collection[str], key: str) -> str:
+    """`value`, if it is among `options`; else a `UserError` that names the nearest."""
+    if value not in options:
+        near = get_close_matches(value, options, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "choose from " + ", ".join(sorted(options))
+        raise UserError(f"{key}={value}: unknown; {hint}")
+    return value
+
+
+def read(schema: type[C], words: Sequence[str], *, recipes: str = "", doc: str = "") -> C:
+    """Build `schema` from its defaults, an optional recipe named by the first word, and `key=value` words.
+
+    Args:
+        recipes: kind of recipe, a folder under `configs/`; empty if this command takes none.
+        doc: the command's docstring, printed by `--help`.
+
+    Raises:
+        UserError: an unknown key (the nearest is named), a wrong type, a missing value, an unknown recipe.
+    """
+    if any(word in ("-h", "--help") for word in words):
+        print(usage(schema, recipes, doc))
+        sys.exit(0)
+    config = OmegaConf.structured(schema)
+    words = list(words)
+    if recipes and words and "=" not in words[0]:
+        config = _merge_recipe(schema, config, recipe_path(recipes, words.pop(0)))
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"{word!r} is not understood: settings are written key=value")
+        config = _set(schema, config, key, _parse(schema, key, text), word)
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"{key}= is missing; --help lists all settings")
+    try:
+        return typing.cast(C, OmegaConf.to_object(config))
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from None
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """What a run computes: every setting by its dotted key, without those marked runtime."""
+    return {
+        key: getattr(owner, field.name)
+        for key, field, owner in _leaves(config)
+        if not field.metadata.get("runtime")
+    }
+
+
+def fingerprint(config: Any) -> str:
+    """Hex hash of `identity(config)`; a folder of results belongs to it."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved settings as YAML, as `config.yaml` holds them."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+def recipe_path(kind: str, name: str) -> Path:
+    """The recipe file called `name`: a path, or one that ships under `configs/KIND/`."""
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"there is no recipe file {name}")
+        return path
+    known = {path.stem: path for path in sorted((configs_folder() / kind).glob("*.yaml"))}
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "there are: " + (", ".join(known) or "none")
+        raise UserError(f"there is no {kind} recipe {name!r}; {hint} (settings are written key=value)")
+    return known[name]
+
+
+def configs_folder() -> Path:
+    """Where the recipes lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    shipped = package / "configs"
+    return shipped if shipped.is_dir() else package.parent / "configs"
+
+
+def usage(schema: type, recipes: str, doc: str) -> str:
+    """The text of `--help`: what the command does, its recipes, and each setting with default and comment."""
+    lines = [doc.strip(), ""] if doc else []
+    if recipes:
+        lines.append("recipes:")
+        for path in sorted((configs_folder() / recipes).glob("*.yaml")):
+            first = path.read_text().partition("\n")[0]
+            lines.append(f"  {path.stem:<24} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
+        lines.append("")
+    lines.append("settings:")
+    for key, field, text in _described(schema):
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # pyright: ignore[reportCallIssue]  # a leaf has one or the other
+        shown = "(required)" if default == MISSING else json.dumps(default)
+        lines.append(f"  {key + '=' + shown:<44} {text}".rstrip())
+    return "\n".join(lines)
+
+
+def _merge_recipe(schema: type, config: Any, path: Path) -> Any:
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must be a mapping of settings")
+    for key, value in _flatten(values):
+        config = _set(schema, config, key, value, f"{path}: {key}")
+    return config
+
+
+def _set(schema: type, config: Any, key: str, value: Any, where: str) -> Any:
+    """`config` with one value changed. (A merge, because frozen schemas refuse assignment.)"""
+    kind = _kind(schema, key)
+    if kind is None:
+        raise UserError(f"{where}: there is no setting {key!r}" + _nearest(schema, key))
+    if dataclasses.is_dataclass(kind):
+        raise UserError(f"{where}: {key!r} is a section; set a key of it, such as {key}.{_first_key(kind)}=")
+    nested = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    try:
+        return OmegaConf.merge(config, nested)
+    except ConfigKeyError:
+        raise UserError(f"{where}: there is no setting {key!r}" + _nearest(schema, key)) from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+
+
+def _parse(schema: type, key: str, text: str) -> Any:
+    """The value of a word. Text stays text where the field is text: a path may look like YAML."""
+    kind = _kind(schema, key)
+    options = typing.get_args(kind) if _is_union(kind) else (kind,)
+    if str in options:
+        empty = types.NoneType in options and text in ("null", "none")
+        return None if empty else text.replace("${", "\\${")  # no interpolation in what a user types
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str) and float in options:  # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _kind(schema: type, key: str) -> Any:
+    """The type of the field with this dotted key, or None."""
+    kind: Any = schema
+    for part in key.split("."):
+        if not dataclasses.is_dataclass(kind):
+            return None
+        kind = typing.get_type_hints(kind).get(part)
+    return kind
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _nearest(schema: type, key: str) -> str:
+    keys = [known for known, _, _ in _described(schema)]
+    last = {known.rpartition(".")[2]: known for known in reversed(keys)}
+    near = get_close_matches(key, keys, n=1) or [
+        last[name] for name in get_close_matches(key.rpartition(".")[2], last, n=1)
+    ]
+    return f"; did you mean {near[0]!r}?" if near else "; --help lists all settings"
+
+
+def _first_key(schema: Any) -> str:
+    return next(key for key, _, _ in _described(schema))
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _leaves(config: Any, prefix: str = "", inherited: bool = False) -> Iterator[tuple[str, Any, Any]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            if not field.metadata.get("runtime"):
+                yield from _leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field, config
+
+
+def _described(schema: Any, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]", str]]:
+    comments = dict(re.findall(r"^    (\w+):[^#\n]*#\s*(.*)$", inspect.getsource(schema), re.MULTILINE))
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _described(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field, comments.get(field.name, "")

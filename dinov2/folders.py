@@ -1,0 +1,70 @@
+"""Output folders: each belongs to one set of settings and to one process at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dinov2.config import identity, to_yaml
+from dinov2.exits import UserError
+from dinov2.files import lock, remove_leftovers, write_text
+
+CONFIG = "config.yaml"
+LOCK = ".lock"
+
+
+@contextmanager
+def claim(folder: Path | str, config: Any) -> Iterator[Path]:
+    """Hold `folder` for a stage with these settings while the block runs, making it if need be.
+
+    The folder remembers its settings in `config.yaml`. The same settings (runtime ones apart) continue what
+    is there; nothing is ever overwritten for others.
+
+    Raises:
+        UserError: the folder is in use, holds something else, or belongs to other settings (listed).
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output={folder} is a file; name a folder")
+    if folder.is_dir() and not (folder / CONFIG).exists() and _holds_something(folder):
+        raise UserError(f"output={folder} holds something else; name an empty or new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock(folder / LOCK, blocking=False):
+            _check_owner(folder, config)
+            remove_leftovers(folder)
+            write_text(folder / CONFIG, to_yaml(config))
+            yield folder
+    except BlockingIOError as error:
+        raise UserError(f"output={folder} is in use by {error or 'another process'}") from None
+
+
+def _holds_something(folder: Path) -> bool:
+    return any(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def _check_owner(folder: Path, config: Any) -> None:
+    path = folder / CONFIG
+    if not path.exists():
+        return
+    try:
+        stored = yaml.safe_load(path.read_text())
+        there = dict(_flat(stored))
+    except (yaml.YAMLError, AttributeError, OSError):
+        raise UserError(f"{path} cannot be read; name another output folder") from None
+    here = identity(config)
+    # Keys that a newer version has added, or an older one had, count only where they matter here.
+    differing = [key for key, value in here.items() if key not in there or there[key] != value]
+    if differing:
+        listed = ", ".join(f"{key} ({there.get(key, 'unset')} there, {here[key]} here)" for key in differing)
+        raise UserError(f"output={folder} belongs to other settings: {listed}; use those or another folder")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
