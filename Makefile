@@ -1,0 +1,71 @@
+# Everything runs from .venv, which is made once and again when pyproject.toml or constraints.txt change.
+# Nothing needs to be activated.
+#
+#   make demo [IMAGES=DIR]    a messy pool of pictures -> curated shards -> backbone -> numbers -> one page
+#   make install              .venv alone; PYTHON=python3.12 makes it with another interpreter (3.11 to 3.13)
+#   make test                 all quick tests, 15 minutes on 2 cores; make test-long has the others
+#   make lint types contract  ruff, pyright, import-linter;  make format mends what ruff can
+#   make gpu                  tests marked gpu and a short training; GPU_PYTHON=python3 takes an interpreter
+#                             that already holds a CUDA torch and the dependencies
+
+PYTHON ?= python3
+GPU_PYTHON ?= .venv/bin/python
+OUTPUT ?= demo-output
+PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+# pyright fetches itself once through npm; keep it with the environment, and use the node of the pinned wheel
+export PYRIGHT_PYTHON_CACHE_DIR = $(CURDIR)/.venv/pyright
+export PYRIGHT_PYTHON_GLOBAL_NODE = off
+export PYRIGHT_PYTHON_IGNORE_WARNINGS = on
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-long lint format types contract gpu clean
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11 to 3.13, or name one: make install PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "$$($(PYTHON) --version) does not serve: Python 3.11 to 3.13 is needed; name one: make install PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments: install its venv package (Debian and Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	@echo "Installing torch, then the rest; this takes a few minutes the first time."
+	$(PIP) torch torchvision
+	$(PIP) --editable '.[cpu,demo]'
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(PIP) --editable '.[cpu,demo,test]'
+	@touch $@
+
+demo: .venv/.installed
+	.venv/bin/python -m demo output='$(OUTPUT)' $(if $(IMAGES),images='$(IMAGES)')
+
+test: .venv/.installed-test
+	.venv/bin/python -m pytest -q -m 'not gpu and not long'
+
+test-long: .venv/.installed-test
+	.venv/bin/python -m pytest -q -m 'long and not gpu'
+
+lint: .venv/.installed-test
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+format: .venv/.installed-test
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+types: .venv/.installed-test
+	.venv/bin/pyright --pythonpath .venv/bin/python
+
+contract: .venv/.installed-test
+	.venv/bin/lint-imports
+
+# only the default interpreter is ours to install into
+gpu: $(if $(filter .venv/bin/python,$(GPU_PYTHON)),.venv/.installed-test)
+	$(GPU_PYTHON) -m pytest -q -m gpu
+
+clean:
+	rm -rf .venv '$(OUTPUT)' .pytest_cache .ruff_cache .import_linter_cache .hypothesis
