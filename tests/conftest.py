@@ -1,0 +1,26 @@
+"""What every test may rely on: a CUDA device where it says gpu, real pictures where it says data."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REAL_PICTURES = Path(os.environ.get("DINOV2_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("data") and not REAL_PICTURES.is_dir():
+        pytest.skip(
+            f"needs real pictures: {REAL_PICTURES} is not there; DINOV2_TEST_DATA names another folder"
+        )
+
+
+@pytest.fixture(scope="session")
+def real_pictures() -> Path:
+    """The folder with imagenette112.tar, grocery.tar, messy_pool.tar and others; for tests marked data."""
+    return REAL_PICTURES
