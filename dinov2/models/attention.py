@@ -1,0 +1,128 @@
+"""Attention over packed crops: one flat token sequence in which each crop sees only itself.
+
+One function, three ways to compute it. They give the same numbers within rounding:
+
+xformers  memory-efficient attention under a block-diagonal mask; CUDA, any floating type
+varlen    torch's variable-length flash attention; CUDA from Ampere on, half precision
+sdpa      torch's scaled dot-product attention, once per group of equal crops; any device
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cache, lru_cache
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Groups = tuple[tuple[int, int], ...]  # (crops, tokens a crop), in the order of the sequence
+Heads = Float[Tensor, "tokens heads head_dim"]
+
+log = logging.getLogger(__name__)
+
+
+def packed_attention(q: Heads, k: Heads, v: Heads, groups: Groups, backend: str) -> Heads:
+    """Softmax attention of every crop's tokens to those of the same crop.
+
+    Args:
+        q, k, v: all crops' tokens one after the other; slices of one projection are fine, nothing is copied.
+        groups: how the sequence is made up; the tokens add up to its length.
+        backend: a key of `BACKENDS`.
+    """
+    return BACKENDS[backend](q, k, v, groups)
+
+
+def _sdpa(q: Heads, k: Heads, v: Heads, groups: Groups) -> Heads:
+    sizes = [count * length for count, length in groups]
+    # split, not slices: its backward is one concatenation instead of a zero-filled whole per group
+    parts = zip(q.split(sizes), k.split(sizes), v.split(sizes), groups, strict=True)
+    outputs = [_sdpa_equal(*part) for part in parts]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _sdpa_equal(q: Heads, k: Heads, v: Heads, group: tuple[int, int]) -> Heads:
+    q, k, v = (part.unflatten(0, group).transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+
+
+def _varlen(q: Heads, k: Heads, v: Heads, groups: Groups) -> Heads:
+    from torch.nn.attention.varlen import varlen_attn
+
+    starts = _crop_starts(groups, q.device)
+    longest = max(length for _, length in groups)
+    output = varlen_attn(q, k, v, starts, starts, longest, longest)
+    assert isinstance(output, Tensor)  # a pair only where the log-sum-exp is asked for
+    return output
+
+
+def _xformers(q: Heads, k: Heads, v: Heads, groups: Groups) -> Heads:
+    from xformers.ops import memory_efficient_attention  # pyright: ignore  # of the extra gpu
+
+    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=_block_mask(groups, q.device))[0]
+
+
+BACKENDS: dict[str, Callable[[Heads, Heads, Heads, Groups], Heads]] = {
+    "xformers": _xformers,
+    "varlen": _varlen,
+    "sdpa": _sdpa,
+}
+
+
+@lru_cache(maxsize=64)
+def _crop_starts(groups: Groups, device: torch.device) -> Int[Tensor, " starts"]:
+    """Where each crop starts, and the end. Kept: a copy to the device in every block would wait for it."""
+    lengths = torch.tensor([0, *(length for count, length in groups for _ in range(count))])
+    return lengths.cumsum(0).to(device, torch.int32)
+
+
+@lru_cache(maxsize=64)
+def _block_mask(groups: Groups, device: torch.device) -> object:
+    from xformers.ops.fmha import BlockDiagonalMask  # pyright: ignore  # of the extra gpu
+
+    lengths = [length for count, length in groups for _ in range(count)]
+    return BlockDiagonalMask.from_seqlens(lengths, device=device)
+
+
+def available_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """The keys of `BACKENDS` that work there, best first."""
+    names = []
+    if device.type == "cuda":
+        half = dtype in (torch.float16, torch.bfloat16)
+        if find_spec("xformers") is not None:
+            names.append("xformers")
+        if half and _has_varlen() and torch.cuda.get_device_capability(device) >= (8, 0):
+            names.append("varlen")
+    return [*names, "sdpa"]
+
+
+@cache
+def choose_backend(device: torch.device, dtype: torch.dtype) -> str:
+    """The best backend for tensors of this kind. The choice is logged, once."""
+    name = available_backends(device, dtype)[0]
+    log.info("attention over packed crops: %s (%s, %s)", name, device, dtype)
+    return name
+
+
+def _has_varlen() -> bool:
+    try:
+        return find_spec("torch.nn.attention.varlen") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on a packed sequence."""
+
+    def __init__(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Float[Tensor, "tokens dim"], groups: Groups, backend: str
+    ) -> Float[Tensor, "tokens dim"]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return self.proj(packed_attention(q, k, v, groups, backend).flatten(-2))

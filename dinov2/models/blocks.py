@@ -1,0 +1,147 @@
+"""Transformer blocks on packed sequences, with stochastic depth that leaves work out."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dinov2.models.attention import Attention, Groups
+from dinov2.models.config import ViTConfig
+
+Tokens = Float[Tensor, "tokens dim"]
+
+
+class Subset(NamedTuple):
+    """The crops whose residual branch is computed (stochastic depth), as tokens of the whole sequence."""
+
+    groups: Groups
+    tokens: tuple[Int[Tensor, " kept"], ...]  # for each group
+    scales: tuple[float, ...]  # crops / kept crops, for each group
+
+
+class Keep(NamedTuple):
+    """The subsets of one block: attention and feed-forward draw separately. None keeps everything."""
+
+    attention: Subset | None = None
+    ffn: Subset | None = None
+
+
+def draw_depth(
+    groups: Groups, rate: float, depth: int, device: torch.device, generator: torch.Generator | None = None
+) -> list[Keep]:
+    """Draw which crops go through each branch of each block (DINOv2 sec. 5: efficient stochastic depth).
+
+    In every group max(1, round(count x (1 - rate))) crops are kept, so shapes do not depend on the draw.
+    All is drawn at once and from `generator`: a step's draws are reproducible, and a block that is computed
+    again in the backward pass (activation checkpointing) meets the same ones.
+    """
+    drawn = []
+    start = 0
+    for count, length in groups:
+        kept = kept_crops(count, rate)
+        where = generator.device if generator is not None else "cpu"
+        order = torch.rand(2 * depth, count, generator=generator, device=where).argsort(dim=1)
+        crops = order[:, :kept].sort(dim=1).values.to(device, non_blocking=True)
+        inside = torch.arange(length, device=device)
+        drawn.append((start + crops[..., None] * length + inside).flatten(1))
+        start += count * length
+    kept_groups = tuple((kept_crops(count, rate), length) for count, length in groups)
+    scales = tuple(count / kept for (count, _), (kept, _) in zip(groups, kept_groups, strict=True))
+    subsets = [Subset(kept_groups, tokens, scales) for tokens in zip(*drawn, strict=True)]
+    return [Keep(*pair) for pair in zip(subsets[0::2], subsets[1::2], strict=True)]
+
+
+def kept_crops(count: int, rate: float) -> int:
+    """How many of `count` crops stochastic depth leaves."""
+    return max(1, round(count * (1 - rate)))
+
+
+def add_branch(
+    x: Tokens, branch: Callable[[Tokens, Groups], Tokens], groups: Groups, subset: Subset | None
+) -> Tokens:
+    """x + branch(x), the branch computed for the subset's crops alone, scaled to keep the expectation."""
+    if subset is None:
+        return x + branch(x, groups)
+    tokens = subset.tokens[0] if len(subset.tokens) == 1 else torch.cat(subset.tokens)
+    update = branch(x.index_select(0, tokens), subset.groups).to(x.dtype)
+    parts = update.split([len(tokens) for tokens in subset.tokens])
+    for tokens, part, scale in zip(subset.tokens, parts, subset.scales, strict=True):
+        x = x.index_add(0, tokens, part, alpha=scale)
+    return x
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (CaiT, arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, value: float) -> None:
+        super().__init__()
+        self.value = value
+        self.gamma = nn.Parameter(torch.full((dim,), value))
+
+    def forward(self, x: Tokens) -> Tokens:
+        return x * self.gamma
+
+
+class MLP(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tokens) -> Tokens:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer (arXiv 2002.05202); gate and value are one projection, as published."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tokens) -> Tokens:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer, each a normalised, scaled residual branch."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.attn = Attention(dim, config.heads, config.qkv_bias)
+        self.ls1 = LayerScale(dim, config.layer_scale) if config.layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.mlp = MLP(dim, config.hidden) if config.ffn == "mlp" else SwiGLU(dim, config.hidden)
+        self.ls2 = LayerScale(dim, config.layer_scale) if config.layer_scale else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "... dim"],
+        groups: Groups | None = None,
+        backend: str = "sdpa",
+        keep: Keep | None = None,
+    ) -> Float[Tensor, "... dim"]:
+        """A packed sequence [tokens, dim] made up as `groups` say, or a plain batch [crops, tokens, dim].
+
+        Args:
+            keep: what stochastic depth leaves; None is everything.
+        """
+        if groups is None:  # code written for the published blocks hands over a batch
+            return self(x.flatten(0, 1), (tuple(x.shape[:2]),), backend, keep).view_as(x)
+        keep = keep or Keep()
+
+        def attend(x: Tokens, groups: Groups) -> Tokens:
+            return self.ls1(self.attn(self.norm1(x), groups, backend))
+
+        def feed(x: Tokens, groups: Groups) -> Tokens:
+            return self.ls2(self.mlp(self.norm2(x)))
+
+        x = add_branch(x, attend, groups, keep.attention)
+        return add_branch(x, feed, groups, keep.ffn)

@@ -1,0 +1,81 @@
+"""The projection head of DINO and iBOT: tokens to scores against prototypes."""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class DINOHead(nn.Module):
+    """MLP with GELU, L2 normalisation, bias-free weight-normalised linear layer (DINO sec. 3.1, app. C).
+
+    `bottleneck(x)` stops before the prototypes; `prototypes(y)` goes on from there, `prototypes.directions()`
+    are its effective weights. Both compute in the autocast type where autocast is on.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        prototypes: int = 65_536,
+        layers: int = 3,
+        norm_last: bool = True,
+        batch_norm: bool = False,
+    ) -> None:
+        """Args:
+        layers: linear layers of the MLP, at least 1.
+        norm_last: prototypes have unit length. False gives each a learned length (DINO for ViT-S).
+        batch_norm: batch norm before each GELU (DINO's ablation).
+        """
+        super().__init__()
+        widths = [in_dim, *[hidden] * (layers - 1), bottleneck]
+        modules: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            modules += [nn.Linear(before, after), *([nn.BatchNorm1d(after)] if batch_norm else []), nn.GELU()]
+        self.mlp = nn.Sequential(*modules[: -2 if batch_norm else -1])
+        self.prototypes = Prototypes(bottleneck, prototypes, learned_length=not norm_last)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Truncated normals of 0.02 (prototypes too; only their direction counts), biases 0, lengths 1."""
+        if self.prototypes.weight.is_meta:
+            return
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.BatchNorm1d):
+                module.reset_parameters()
+        nn.init.trunc_normal_(self.prototypes.weight, std=0.02, generator=generator)
+        if self.prototypes.length is not None:
+            nn.init.ones_(self.prototypes.length)
+
+    def bottleneck(self, x: Float[Tensor, "tokens in_dim"]) -> Float[Tensor, "tokens bottleneck"]:
+        """L2-normalised, in the type that the MLP computes in."""
+        x = self.mlp(x)
+        # in float32: a half-precision sum of squares overflows from 65,504 on, and eps would round to 0
+        return F.normalize(x.float(), dim=-1).to(x.dtype)
+
+    def forward(self, x: Float[Tensor, "tokens in_dim"]) -> Float[Tensor, "tokens prototypes"]:
+        return self.prototypes(self.bottleneck(x))
+
+
+class Prototypes(nn.Module):
+    """A bias-free linear layer with rows of unit length, or of learned lengths."""
+
+    def __init__(self, dim: int, count: int, learned_length: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, dim))
+        self.length = nn.Parameter(torch.empty(count)) if learned_length else None
+
+    def directions(self) -> Float[Tensor, "prototypes dim"]:
+        """The effective weights."""
+        rows = F.normalize(self.weight.float(), dim=-1).to(self.weight.dtype)
+        return rows if self.length is None else rows * self.length[:, None]
+
+    def forward(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens prototypes"]:
+        return F.linear(x, self.directions())
