@@ -37,6 +37,8 @@ def runtime(default: Any = MISSING) -> Any:
     metadata = {"runtime": True}
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -1,0 +1,107 @@
+"""Many processes as one: what spans ranks goes through these few functions.
+
+On one process each is the identity and needs no process group. None changes its argument.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from dinov2.exits import UserError
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """The number of processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def all_sum(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Sum over ranks; no gradient."""
+    return _reduced(value, dist.ReduceOp.SUM)
+
+
+def all_max(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Elementwise maximum over ranks; no gradient."""
+    return _reduced(value, dist.ReduceOp.MAX)
+
+
+def all_gather(rows: Float[Tensor, "batch dim"]) -> Float[Tensor, "ranks*batch dim"]:
+    """The rows of all ranks in rank order, equally many on each; the gradient reaches the rank that owns a row."""
+    return rows if world() == 1 else _Gather.apply(rows)
+
+
+def barrier() -> None:
+    if world() > 1:
+        dist.barrier()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` (this rank's GPU, else MPS, else CPU) or a torch device's name.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device(
+                "cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1)
+            )
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+@contextmanager
+def process_group(device: torch.device, *, minutes: float = 10.0) -> Iterator[None]:
+    """Join the ranks that torchrun or SLURM started (`RANK`, `WORLD_SIZE`, … in the environment), if any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=minutes)
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _reduced(value: Tensor, operation: "dist.ReduceOp.RedOpType") -> Tensor:
+    if world() == 1:
+        return value
+    result = value.detach().clone()
+    dist.all_reduce(result, operation)
+    return result
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, rows: Tensor) -> Tensor:
+        gathered = rows.new_empty(world() * rows.shape[0], *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]  # one input, one gradient
+        total = all_sum(grad)
+        return total.chunk(world())[rank()]

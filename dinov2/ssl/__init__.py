@@ -1,0 +1,1 @@
+"""Student and teacher, and what the one learns from the other."""
