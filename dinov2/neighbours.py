@@ -1,0 +1,312 @@
+"""Exact nearest neighbours by inner product, and the k-NN vote that training and evaluation share.
+
+The base is read in tiles and never held whole in float32, so it may be a memory map of fp16 rows. Both
+backends find the same neighbours: each only proposes a short list, whose similarities are then computed again
+in float64. A query whose last places are uncertain within float32's rounding is searched in float64.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Found = tuple[Float[Tensor, "queries k"], Int[Tensor, "queries k"]]
+
+SLACK = 16  # neighbours proposed beyond k, so that rounding seldom leaves the last places uncertain
+BLOCK = 64  # similarities whose maximum is looked at before each is
+
+
+class Rows(Protocol):
+    """Vectors by row: a tensor, an array or memory map of any float type, or `features.Embeddings`."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+@torch.no_grad()
+def nearest(
+    queries: Rows,
+    base: Rows,
+    k: int,
+    *,
+    backend: str = "auto",
+    exclude_self: bool = False,
+    memory_gb: float = 1.0,
+    device: torch.device | str | None = None,
+) -> Found:
+    """The k rows of `base` with the largest inner product with each query, best first, ties by lower index.
+
+    Args:
+        queries: [n, dim]; the inner product is the cosine where both sides are L2-normalised.
+        base: [m, dim].
+        k: clipped to the rows there are, so a small base gives fewer columns.
+        backend: "torch", "faiss" (faiss-cpu or faiss-gpu must be installed) or "auto". The results are equal.
+        exclude_self: query i is row i of the base, which is left out of its own neighbours.
+        memory_gb: bound on what is held besides the arguments and the result.
+        device: where the products are computed; by default where `queries` lies.
+
+    Returns:
+        similarity float32 [n, k] and index int64 [n, k], on `device`.
+
+    Raises:
+        ValueError: the dimensions differ, or a row holds NaN or infinity.
+    """
+    if queries.shape[1] != base.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, the base has {base.shape[1]}")
+    if device is None:
+        device = queries.device if isinstance(queries, Tensor) else "cpu"
+    device = torch.device(device)
+    k = max(0, min(k, len(base) - exclude_self))
+    similarity = torch.empty(len(queries), k, device=device)
+    index = torch.empty(len(queries), k, dtype=torch.int64, device=device)
+    if index.numel() == 0:
+        return similarity, index
+    search = _Search(base, device, backend, k, memory_gb)
+    rounding = _rounding(queries, base, search.columns, device)
+    with _full_precision():
+        for start in range(0, len(queries), search.rows):
+            tile = _tile(queries, start, search.rows, device)
+            own = torch.arange(start, start + len(tile), device=device) if exclude_self else None
+            part = slice(start, start + len(tile))
+            similarity[part], index[part] = search.settled(tile, own, rounding)
+    return similarity, index
+
+
+@torch.no_grad()
+def knn_classify(
+    train: Rows,
+    train_labels: Int[Tensor, "train"],
+    test: Rows,
+    *,
+    classes: int,
+    k: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    backend: str = "auto",
+    device: torch.device | str | None = None,
+) -> dict[int, Int[Tensor, "test"]]:
+    """The class that each test row's k nearest training rows vote for, a vote weighing exp(cosine / T).
+
+    One search for the largest k answers all of them. (DINO, arXiv 2104.14294, sec. 3 and 4: weighted k-NN.)
+
+    Args:
+        train, test: features [n, dim]; normalised here.
+        train_labels: in [0, classes).
+        k: those larger than the training set are left out; if all are, its size takes their place.
+
+    Returns:
+        for each k the classes, int64 [test], on `device`. Equal votes go to the lower class.
+    """
+    if len(train_labels) != len(train):
+        raise ValueError(f"{len(train_labels)} labels for {len(train)} training rows")
+    kept = sorted({size for size in k if size <= len(train)}) or [len(train)]
+    train, test = _Normalised(train), _Normalised(test)
+    similarity, index = nearest(test, train, kept[-1], backend=backend, device=device)
+    labels = train_labels.to(index.device)[index]
+    weights = (similarity.double() / temperature).exp()
+    answers = {size: torch.empty(len(test), dtype=torch.int64, device=index.device) for size in kept}
+    rows = max(1, 2**25 // classes)
+    for start in range(0, len(test), rows):
+        part = slice(start, start + rows)
+        votes = weights.new_zeros(len(weights[part]), classes)
+        for last, size in zip([0, *kept], kept, strict=False):
+            votes.scatter_add_(1, labels[part, last:size], weights[part, last:size])
+            answers[size][part] = votes.argmax(1)
+    return answers
+
+
+class _Search:
+    """Neighbours of one tile of queries after another in one base."""
+
+    def __init__(self, base: Rows, device: torch.device, backend: str, k: int, memory_gb: float) -> None:
+        self.base, self.device, self.k = base, device, k
+        self.propose = _faiss_tile if _backend(backend) == "faiss" else _torch_tile
+        # Of the memory: at worst every similarity of a tile is a candidate, with its two coordinates.
+        budget = int(memory_gb * 2**30)
+        self.rows, self.columns = (1024, 4096) if device.type == "cpu" else (8192, 16384)
+        while self.rows * self.columns * 48 > budget and self.columns > BLOCK:
+            self.rows, self.columns = max(1, self.rows // 2), self.columns // 2
+        self.settled_rows = max(1, min(self.rows, budget // (4 * (k + SLACK) * base.shape[1] * 12)))
+
+    def settled(self, queries: Tensor, own: Tensor | None, rounding: float) -> Found:
+        """The neighbours of these queries: proposed in float32, decided in float64."""
+        proposed = self._scan(queries, own, self.k + SLACK, self.propose)
+        similarity = queries.new_empty(len(queries), self.k)
+        index = torch.empty(len(queries), self.k, dtype=torch.int64, device=self.device)
+        for start in range(0, len(queries), self.settled_rows):
+            part = slice(start, start + self.settled_rows)
+            similarity[part], index[part] = self._again(queries[part], proposed.column[part])
+        # What was not proposed is at most as similar as the last that was, but for rounding.
+        uncertain = (similarity[:, -1] <= proposed.value[:, -1] + rounding).nonzero()[:, 0]
+        if len(uncertain):
+            own = None if own is None else own[uncertain]
+            exact = self._scan(queries[uncertain].double(), own, self.k, _torch_tile)
+            similarity[uncertain], index[uncertain] = exact.value, exact.column
+        return similarity, index
+
+    def _scan(self, queries: Tensor, own: Tensor | None, size: int, propose: "Propose") -> "_ShortList":
+        best = _ShortList(len(queries), size, self.device)
+        for first in range(0, len(self.base), self.columns):
+            propose(best, queries, _tile(self.base, first, self.columns, self.device), first, own)
+        return best
+
+    def _again(self, queries: Tensor, column: Tensor) -> Found:
+        """The first k of a short list by similarity in float64, rounded to float32, then by index."""
+        column, _ = column.sort(dim=1)  # so that a stable sort leaves ties by index; -1: no such row
+        picked = _take(self.base, column.clamp(min=0).flatten(), self.device).view(*column.shape, -1)
+        similarity = torch.bmm(picked.double(), queries.double().unsqueeze(2))[:, :, 0].float()
+        similarity = similarity.masked_fill(column < 0, -torch.inf)
+        similarity, order = similarity.sort(dim=1, descending=True, stable=True)
+        return similarity[:, : self.k], column.gather(1, order)[:, : self.k]
+
+
+class _ShortList:
+    """For each query the `size` best columns offered so far. Columns are offered in ascending order."""
+
+    def __init__(self, queries: int, size: int, device: torch.device) -> None:
+        self.size = size
+        self.value = torch.full((queries, size), -torch.inf, device=device)
+        self.column = torch.full((queries, size), -1, dtype=torch.int64, device=device)
+
+    def offer(self, similarity: Float[Tensor, "queries columns"], first: int) -> None:
+        """Offer a whole tile whose first column is `first` of the base.
+
+        A full top-k over every tile would cost as much as the products. Few columns beat what is already
+        there, so the maximum of each block is compared first, and only blocks that may matter are opened.
+        """
+        width = similarity.shape[1]
+        block = BLOCK if width >= 2 * self.size * BLOCK else max(1, width // (2 * self.size))
+        if width % block:
+            similarity = torch.nn.functional.pad(similarity, (0, block - width % block), value=-torch.inf)
+        blocks = similarity.view(len(similarity), -1, block)
+        highest = blocks.amax(2)
+        threshold = self.value[:, -1]
+        if highest.shape[1] >= self.size and torch.isneginf(threshold).any():
+            # As many blocks as are wanted reach this value, so what is below it can not stay.
+            least = highest.topk(self.size, dim=1).values[:, -1]
+            threshold = threshold.maximum(least.nextafter(least.new_tensor(-torch.inf)))
+        row, which = (highest > threshold[:, None]).nonzero(as_tuple=True)
+        opened = blocks[row, which]
+        inner, offset = (opened > threshold[row, None]).nonzero(as_tuple=True)
+        self._insert(row[inner], which[inner] * block + offset + first, opened[inner, offset])
+
+    def merge(self, rows: Tensor, column: Tensor, value: Tensor) -> None:
+        """Offer lists of columns for some rows: column and value [len(rows), any]."""
+        value = torch.cat([self.value[rows], value], dim=1)
+        column = torch.cat([self.column[rows], column], dim=1)
+        # Stable, so equal values keep their order; what came before has the lower index.
+        value, order = value.sort(dim=1, descending=True, stable=True)
+        self.value[rows] = value[:, : self.size]
+        self.column[rows] = column.gather(1, order)[:, : self.size]
+
+    def _insert(self, row: Tensor, column: Tensor, value: Tensor) -> None:
+        """Offer single columns, in ascending order of (row, column)."""
+        counts = torch.bincount(row, minlength=len(self.value))
+        slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        few = counts <= self.size
+        # Apart, because a list is as wide as its longest: neighbours of one class often lie together.
+        for group in (few & (counts > 0), ~few):
+            rows = group.nonzero()[:, 0]
+            if len(rows) == 0:
+                continue
+            mine = group[row]
+            place = (group.cumsum(0) - 1)[row[mine]], slot[mine]
+            width = int(counts[rows].max())
+            columns = torch.full((len(rows), width), -1, dtype=torch.int64, device=row.device)
+            values = torch.full((len(rows), width), -torch.inf, device=row.device)
+            columns[place], values[place] = column[mine], value[mine]
+            self.merge(rows, columns, values)
+
+
+class _Normalised:
+    """Rows made L2-normalised as they are read, so that nothing is copied whole."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows, self.shape = rows, rows.shape
+        self.device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Any, /) -> Tensor:
+        return torch.nn.functional.normalize(_as_tensor(self._rows[rows]).float(), dim=-1)
+
+
+Propose = Callable[[_ShortList, Tensor, Tensor, int, Tensor | None], None]
+
+
+def _torch_tile(best: _ShortList, queries: Tensor, base: Tensor, first: int, own: Tensor | None) -> None:
+    similarity = (queries @ base.to(queries.dtype).T).float()
+    if own is not None:
+        inside = ((own >= first) & (own < first + len(base))).nonzero()[:, 0]
+        similarity[inside, own[inside] - first] = -torch.inf
+    best.offer(similarity, first)
+
+
+def _faiss_tile(best: _ShortList, queries: Tensor, base: Tensor, first: int, own: Tensor | None) -> None:
+    import faiss
+
+    size = min(best.size + (own is not None), len(base))
+    value, column = faiss.knn(queries.cpu().numpy(), base.cpu().numpy(), size, faiss.METRIC_INNER_PRODUCT)
+    values = torch.from_numpy(value).to(queries.device)
+    columns = torch.from_numpy(column).to(queries.device) + first
+    if own is not None:
+        values = values.masked_fill(columns == own[:, None], -torch.inf)
+    best.merge(torch.arange(len(queries), device=queries.device), columns, values)
+
+
+def _backend(name: str) -> str:
+    if name not in ("auto", "torch", "faiss"):
+        raise ValueError(f"backend={name!r}: choose from auto, faiss, torch")
+    return "torch" if name == "auto" else name
+
+
+def _rounding(queries: Rows, base: Rows, step: int, device: torch.device) -> float:
+    """Bound on the error of a float32 inner product of any query with any row of the base.
+
+    dim units of rounding times the norms (Higham, Accuracy and Stability of Numerical Algorithms, sec. 3.1);
+    twice, because both what was proposed and what was not are that uncertain.
+    """
+    largest = _largest_norm(queries, step, device, "queries") * _largest_norm(base, step, device, "base")
+    return 2 * (queries.shape[1] + 2) * 2.0**-24 * largest
+
+
+def _largest_norm(rows: Rows, step: int, device: torch.device, name: str) -> float:
+    norms = [_tile(rows, start, step, device).norm(dim=1).max() for start in range(0, len(rows), step)]
+    largest = float(torch.stack(norms).max())
+    if not np.isfinite(largest):
+        raise ValueError(f"a row of the {name} holds NaN or infinity")
+    return largest
+
+
+def _tile(rows: Rows, start: int, count: int, device: torch.device) -> Float[Tensor, "count dim"]:
+    return _as_tensor(rows[start : start + count]).to(device, torch.float32)
+
+
+def _take(rows: Rows, index: Tensor, device: torch.device) -> Float[Tensor, "index dim"]:
+    if isinstance(rows, Tensor | _Normalised):
+        return _as_tensor(rows[index.to(rows.device)]).to(device, torch.float32)
+    return _as_tensor(rows[index.cpu().numpy()]).to(device, torch.float32)
+
+
+def _as_tensor(rows: Any) -> Tensor:
+    # Copied, because torch warns of memory maps opened for reading; a tensor is taken as it is.
+    return rows.detach() if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """float32 products in float32: with TF32, which training may have chosen, neighbours are approximate."""
+    chosen = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(chosen)
