@@ -1,0 +1,287 @@
+"""Kill a command at chosen moments, run it again until it ends, and compare what it made.
+
+    assert_survives(
+        [sys.executable, "-m", "curation", f"pool={pool}", "output=out"],
+        tmp_path,
+        results=["out/manifest.parquet", "out/shards/*"],
+        moments=[*random_moments(3, seed=0), when("out/shards/000000.tar")],
+    )
+
+The same words run in folders of their own, `whole/` and `killed/`, so outputs are named relative to the
+working directory and inputs absolutely. Every process of the command dies with it, as when a machine stops.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RUN_AGAIN = 75  # the command saved its state and asks to be started again
+POLL = 0.002  # seconds between looks at the file that a kill waits for
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: at a share of the uninterrupted time after the start, or once a file appears."""
+
+    share: float | None = None
+    file: str | None = None  # a glob in the working directory
+    new: bool = True  # only a file that was not there when this attempt started
+
+    def __str__(self) -> str:
+        return f"when {self.file} appears" if self.file else f"at {self.share:.0%} of the uninterrupted time"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the command: how long it ran, and its exit status, or None if it was killed."""
+
+    seconds: float
+    status: int | None
+    said: str
+
+
+def at(share: float) -> Moment:
+    return Moment(share=share)
+
+
+def when(file: str, *, new: bool = True) -> Moment:
+    return Moment(file=file, new=new)
+
+
+def random_moments(count: int, seed: int, first: float = 0.05, last: float = 0.95) -> list[Moment]:
+    """`count` moments, one in each of as many equal parts of the time, in random order."""
+    draw = random.Random(seed)
+    step = (last - first) / count
+    moments = [at(first + step * (part + draw.random())) for part in range(count)]
+    draw.shuffle(moments)
+    return moments
+
+
+def assert_survives(
+    command: Sequence[str],
+    folder: Path,
+    *,
+    results: Sequence[str],
+    moments: Sequence[Moment],
+    separately: bool = False,
+    at_least: int = 1,
+    read: Mapping[str, Callable[[Path], Any]] | None = None,
+    ignore: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    limit: float = 120.0,
+) -> None:
+    """Fail unless the command, killed at the moments and run again, ends with what it makes uninterrupted.
+
+    Args:
+        command: the words to run. The repository is on the Python path.
+        folder: an empty one, for `whole/` and `killed/` (`killed-0/` and so on if separately).
+        results: globs of the files to compare; the sets of names must be equal too.
+        moments: one kill each, one after the other in the same folder, or each in a folder of its own.
+        at_least: how many kills must have met a running command; fewer would prove little.
+        read: for files that match a glob here, what to compare in place of the bytes.
+        ignore: globs of results that may differ.
+        limit: seconds for each single run.
+    """
+    whole = folder / "whole"
+    seconds = run_whole(command, whole, env=env, limit=limit)
+    landed = 0
+    groups = [[moment] for moment in moments] if separately else [list(moments)]
+    for number, group in enumerate(groups):
+        killed = folder / (f"killed-{number}" if separately else "killed")
+        attempts = run_killed(command, killed, group, seconds=seconds, env=env, limit=limit)
+        landed += sum(attempt.status is None for attempt in attempts)
+        found = differences(whole, killed, results, read=read or {}, ignore=ignore)
+        if found:
+            tale = [f"  {moment}" for moment in group] + [
+                "and run to its end, it differs from an uninterrupted run:"
+            ]
+            raise AssertionError("\n".join(["Killed", *tale, *("  " + line for line in found)]))
+    if landed < at_least:
+        raise AssertionError(
+            f"only {landed} of {len(moments)} kills met a running command (it takes {seconds:.2f} s)"
+        )
+
+
+def run_whole(
+    command: Sequence[str], folder: Path, *, env: Mapping[str, str] | None = None, limit: float = 120.0
+) -> float:
+    """Run the command in `folder`, again while it asks for that; returns seconds. Other statuses fail."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = 0.0
+    while True:
+        attempt = _attempt(command, folder, None, env=env, seconds=0.0, limit=limit)
+        seconds += attempt.seconds
+        if attempt.status != RUN_AGAIN:
+            _must_be_well(attempt, command, "uninterrupted" if seconds == attempt.seconds else "run again")
+            return seconds
+
+
+def run_killed(
+    command: Sequence[str],
+    folder: Path,
+    moments: Sequence[Moment],
+    *,
+    seconds: float,
+    env: Mapping[str, str] | None = None,
+    limit: float = 120.0,
+) -> list[Attempt]:
+    """Start the command, kill it at each moment in turn, and at last let it end.
+
+    One that asks to be started again is, and the moment's clock goes on. `seconds`: the uninterrupted time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    attempts = []
+    for number, moment in enumerate(moments):
+        left = seconds * (moment.share or 0.0)
+        while True:
+            attempt = _attempt(command, folder, moment, env=env, seconds=left, limit=limit)
+            attempts.append(attempt)
+            left -= attempt.seconds
+            if attempt.status != RUN_AGAIN:
+                break
+        if attempt.status is not None:
+            _must_be_well(attempt, command, f"run again after {number} kills")
+    run_whole(command, folder, env=env, limit=limit)
+    return attempts
+
+
+def differences(
+    whole: Path,
+    killed: Path,
+    results: Sequence[str],
+    *,
+    read: Mapping[str, Callable[[Path], Any]] | None = None,
+    ignore: Sequence[str] = (),
+) -> list[str]:
+    """One line for each result that is missing, too many, or not the same in the two folders."""
+    names = {where: _names(where, results, ignore) for where in (whole, killed)}
+    lines = [
+        f"{glob}: the uninterrupted run made no such file" for glob in results if not any(whole.glob(glob))
+    ]
+    lines += [f"{name}: missing" for name in sorted(names[whole] - names[killed])]
+    lines += [f"{name}: too many" for name in sorted(names[killed] - names[whole])]
+    for name in sorted(names[whole] & names[killed]):
+        reader = next((reader for glob, reader in (read or {}).items() if Path(name).match(glob)), None)
+        line = (
+            _compare_read(whole / name, killed / name, reader)
+            if reader
+            else _compare(whole / name, killed / name)
+        )
+        lines += [f"{name}: {line}"] if line else []
+    return lines
+
+
+def _names(folder: Path, results: Sequence[str], ignore: Sequence[str]) -> set[str]:
+    files = {path for glob in results for path in folder.glob(glob) if path.is_file()}
+    names = {path.relative_to(folder).as_posix() for path in files}
+    return {name for name in names if not any(Path(name).match(glob) for glob in ignore)}
+
+
+def _compare(whole: Path, killed: Path) -> str:
+    expected, found = whole.read_bytes(), killed.read_bytes()
+    if expected == found:
+        return ""
+    place = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
+    if place is None:
+        place = min(len(expected), len(found))
+    around = slice(max(place - 8, 0), place + 24)
+    return (
+        f"{len(found)} bytes, expected {len(expected)}; first difference at {place}:"
+        f" {found[around]!r}, expected {expected[around]!r}"
+    )
+
+
+def _compare_read(whole: Path, killed: Path, reader: Callable[[Path], Any]) -> str:
+    expected, found = reader(whole), reader(killed)
+    return "" if expected == found else f"read as {str(found)[:200]}, expected {str(expected)[:200]}"
+
+
+def _attempt(
+    command: Sequence[str],
+    folder: Path,
+    moment: Moment | None,
+    *,
+    env: Mapping[str, str] | None,
+    seconds: float,
+    limit: float,
+) -> Attempt:
+    there = set(folder.glob(moment.file)) if moment and moment.file and moment.new else set()
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    with tempfile.TemporaryFile() as said:
+        start = time.monotonic()
+        process = subprocess.Popen(
+            list(command),
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": path} | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                passed = time.monotonic() - start
+                if moment and _has_come(moment, folder, there, passed, seconds):
+                    break
+                if passed > limit:
+                    raise AssertionError(f"still running after {limit:g} s: {_words(command)}\n{_tail(said)}")
+                time.sleep(POLL if moment else 10 * POLL)
+            status = process.poll()
+        finally:
+            _kill_all(process)
+        return Attempt(time.monotonic() - start, status, _tail(said))
+
+
+def _has_come(moment: Moment, folder: Path, there: set[Path], passed: float, seconds: float) -> bool:
+    if moment.file:
+        return any(path not in there for path in folder.glob(moment.file))
+    return passed >= seconds
+
+
+def _kill_all(process: "subprocess.Popen[bytes]") -> None:
+    """SIGKILL every process of the session's group and wait until none of them can write any more."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    until = time.monotonic() + 10
+    while _group_lives(process.pid):
+        if time.monotonic() > until:
+            raise AssertionError(f"processes of group {process.pid} outlive SIGKILL")
+        time.sleep(POLL)
+
+
+def _group_lives(group: int) -> bool:
+    """Whether a process of the group is left that is not a zombie (those wait for init, and do nothing)."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, of_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(of_group) == group and state not in "ZX":
+            return True
+    return False
+
+
+def _must_be_well(attempt: Attempt, command: Sequence[str], what: str) -> None:
+    if attempt.status != 0:
+        raise AssertionError(
+            f"{what}, it ended with status {attempt.status}: {_words(command)}\n{attempt.said}"
+        )
+
+
+def _words(command: Sequence[str]) -> str:
+    return " ".join(command)[:400]
+
+
+def _tail(file: Any, size: int = 4000) -> str:
+    file.seek(0)
+    return file.read()[-size:].decode(errors="replace")
