@@ -1,7 +1,7 @@
 """Checkpoints: everything a run continues from, visible only when whole.
 
-`checkpoints/00001200/` holds the state after 1200 steps, written by torch.distributed.checkpoint, which shards by
-rank and loads on another number of ranks. A folder is renamed into place when all of it is on the disk.
+`checkpoints/00001200/` holds the state after 1200 steps, written by torch.distributed.checkpoint, which shards
+by rank and loads on another number of ranks. A folder is renamed into place when all of it is on the disk.
 """
 
 import os
@@ -40,7 +40,7 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if NAME.fullmatch(path.name))
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after `step` steps. All ranks call it; the checkpoint appears whole or not at all."""
+        """Write the state after `step` steps. All ranks call it; it appears whole or not at all."""
         final, work = self._path(step), self.folder / f"{TEMPORARY}{step:08d}"
         if is_main():
             shutil.rmtree(work, ignore_errors=True)

@@ -23,7 +23,7 @@ class Metrics:
         if is_main():
             path = folder / "metrics.jsonl"
             _cut(path, start)
-            self._file = open(path, "a")
+            self._file = open(path, "a")  # noqa: SIM115  # closed when the run ends, by __exit__
             self._board = _board(folder, start) if tensorboard else None
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Optimisation: schedules over a run, AdamW with a rate for each layer, clipping, and the teacher's average."""
+"""Optimisation: schedules over a run, AdamW with a rate for each layer, clipping, the teacher's average."""
 
 import math
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from dinov2.config import listed, one_of
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedules. Fractions are of the whole run, so that a shorter run compresses all of them."""
+    """AdamW and its schedules. Fractions are of the whole run: a shorter run compresses all of them."""
 
     lr: float = 4e-3  # peak rate at a global batch of lr_batch
     lr_batch: int = 1024  # the batch that lr is given for
@@ -89,7 +89,7 @@ def cosine(start: float, end: float, done: float) -> float:
 
 
 def adamw(student: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over groups of parameters that share a rate and a decay (BEiT's layer-wise rates, iBOT app. B)."""
+    """AdamW over groups of parameters that share a rate and a decay (BEiT's layer-wise rates)."""
     depth = 1 + max((_layer(name) for name, _ in student.named_parameters()), default=0)
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():

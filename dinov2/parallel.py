@@ -40,7 +40,7 @@ def all_max(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
 
 
 def all_gather(rows: Float[Tensor, "batch dim"]) -> Float[Tensor, "ranks*batch dim"]:
-    """The rows of all ranks in rank order, equally many on each; the gradient reaches the rank that owns a row."""
+    """The rows of all ranks in rank order, equally many on each; gradients reach the rank that owns a row."""
     return rows if world() == 1 else _Gather.apply(rows)
 
 

@@ -71,7 +71,7 @@ def _cross_entropy(
     temperature: float,
     weight: Float[Tensor, " rows"] | float = 1.0,
 ) -> Float[Tensor, " rows"]:
-    """-sum of target * log softmax(scores / temperature), where a row of targets sums to `weight`; float32."""
+    """-sum of target * log softmax(scores / temperature), a row of targets summing to `weight`; float32."""
     logits = scores.float() / temperature
     return weight * torch.logsumexp(logits, dim=1) - torch.linalg.vecdot(targets, logits)
 

@@ -12,10 +12,10 @@ def sinkhorn(
 ) -> Float[Tensor, "samples prototypes"]:
     """Targets that use all prototypes equally (SwAV sec. 3.1; DINOv2 sec. 4), over the samples of all ranks.
 
-    Alternately makes each prototype sum to 1/K over samples and each sample to 1/B. Since the last step makes a
-    sample's target sum to one, the constants 1/K and 1/B cancel, so B, which differs between ranks for masked
-    patches, need not be known. In the log domain, in float32: `exp(scores / temperature)` overflows, and after
-    subtracting the global maximum a prototype that nobody prefers underflows to 0/0.
+    Alternately makes each prototype sum to 1/K over samples and each sample to 1/B. Since the last step makes
+    a sample's target sum to one, the constants 1/K and 1/B cancel, so B, which differs between ranks for
+    masked patches, need not be known. In the log domain, in float32: `exp(scores / temperature)` overflows,
+    and after subtracting the global maximum a prototype that nobody prefers underflows to 0/0.
 
     Args:
         scores: teacher scores of this rank, any float type; possibly no rows.

@@ -71,7 +71,7 @@ class Branch(nn.Module):
         Args:
             crops: global crops first, then, for a student, local ones.
             masked: positions of masked patches among all patches of the global crops.
-            masks: which patches of the global crops the mask token replaces; None for a teacher, who sees all.
+            masks: patches of the global crops that the mask token replaces; None for a teacher, who sees all.
             generator: draws stochastic depth.
         """
         features = self.backbone.forward_packed(
@@ -83,7 +83,7 @@ class Branch(nn.Module):
 
 
 def make_branches(vit: ViTConfig, heads: HeadsConfig, seed: int) -> tuple[Branch, Branch]:
-    """Student, and a teacher that starts equal, without stochastic depth and gradients; from the seed alone."""
+    """Student, and a teacher that starts equal, without stochastic depth and gradients; by the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = Branch(VisionTransformer(vit), heads)

@@ -1,4 +1,4 @@
-"""What the student learns from the teacher: targets, the three losses by name, and figures that show collapse."""
+"""What the student learns from the teacher: targets, losses by name, and figures that show collapse."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
