@@ -1,0 +1,177 @@
+"""Backbones from a word: a folder that we wrote, a timm model, or a file of weights with its architecture."""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import fields
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from dinov2.exits import UserError
+from dinov2.files import read_json
+from dinov2.models.backbone import Backbone
+from dinov2.models.config import ViTConfig, vit_config
+from dinov2.models.published import Weights, position_convention, to_published, unwrapped
+from dinov2.models.vit import VisionTransformer
+
+FORMAT_VERSION = 1  # of a backbone folder
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+WORDS = {"true": True, "false": False, "yes": True, "no": False}
+
+
+def load_backbone(
+    spec: str | Path, *, device: torch.device | str = "cpu", architecture: str | None = None
+) -> Backbone:
+    """A backbone in evaluation mode, without gradients, on `device`.
+
+    Args:
+        spec: a folder written by `dinov2.export`; `timm:NAME`, `timm:NAME?seed=1` or `timm:NAME?pretrained`;
+            or a file of weights (.safetensors, .pth) in the published DINOv2, timm's or transformers' keys,
+            with the architecture: `weights.pth?architecture=vit_small/14`. Fields of `ViTConfig` may follow,
+            such as `&position=exact`. Registers, image size and position convention are those of the weights
+            where they are not given.
+        architecture: the same as the words from `architecture=` on, for where it is not in the spec.
+
+    Raises:
+        UserError: there is nothing there, or the weights do not fit the architecture.
+    """
+    location, _, text = str(spec).partition("?")
+    options = _options(text)
+    if architecture is not None:
+        options |= _options(f"architecture={architecture}")
+    if location.startswith("timm:"):
+        backbone = _from_timm(location.removeprefix("timm:"), options)
+    elif Path(location).is_dir():
+        backbone = _from_folder(Path(location), options)
+    elif Path(location).is_file():
+        backbone = _from_file(Path(location), options)
+    else:
+        raise UserError(
+            f"no backbone at {location!r}: give a backbone folder, timm:NAME, "
+            "or a weights file with ?architecture="
+        )
+    return backbone.eval().requires_grad_(False).to(device)
+
+
+def _options(text: str) -> dict[str, str]:
+    """`a=1&b` as a dict; a word by itself is true."""
+    pairs = (word.partition("=") for word in text.split("&") if word)
+    return {name: value if equals else "true" for name, equals, value in pairs}
+
+
+def _from_timm(name: str, options: dict[str, str]) -> Backbone:
+    from dinov2.models.timm_backbone import TimmBackbone
+
+    kinds = {"pretrained": bool, "seed": int}
+    if unknown := [key for key in options if key not in kinds]:
+        raise UserError(f"timm:{name} takes ?pretrained or ?seed=NUMBER, not {', '.join(unknown)}")
+    settings = {key: _parsed(f"timm:{name}", key, value, kinds[key]) for key, value in options.items()}
+    return TimmBackbone(name, **settings)
+
+
+def _from_folder(folder: Path, options: dict[str, str]) -> Backbone:
+    if options:
+        raise UserError(f"{folder} states its architecture itself; leave out ?{'&'.join(options)}")
+    config = read_json(folder / "config.json")
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{folder} has format version {version}, this program reads {FORMAT_VERSION}")
+    try:
+        backbone = _described(dict(config["architecture"]))
+        backbone.normalisation = tuple(config["normalisation"]["mean"]), tuple(config["normalisation"]["std"])
+        backbone.image_size = config["image_size"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} does not describe a backbone: {error}") from None
+    fill(backbone, _read(folder / "model.safetensors"), str(folder))
+    return backbone
+
+
+def _described(architecture: dict[str, Any]) -> Backbone:
+    """The module that `Backbone.architecture` describes, its weights not yet filled in."""
+    if architecture.pop("kind") == "timm":
+        return _from_timm(architecture["name"], {})
+    with torch.device("meta"):
+        return VisionTransformer(ViTConfig(**architecture))
+
+
+def _from_file(path: Path, options: dict[str, str]) -> Backbone:
+    if "architecture" not in options:
+        raise UserError(f"{path}: name the architecture, for example {path}?architecture=vit_small/14")
+    source = unwrapped(_read(path))
+    weights = to_published(source)
+    size, _, patch = options.pop("architecture").partition("/")
+    if patch:
+        options["patch"] = patch
+    kinds = {field.name: field.type for field in fields(ViTConfig)}
+    given = {key: _parsed(str(path), key, value, kinds.get(key, str)) for key, value in options.items()}
+    settings = _implied(source, weights, given.get("patch", ViTConfig.patch)) | given
+    with torch.device("meta"):
+        backbone = VisionTransformer(vit_config(size, **settings))
+    fill(backbone, weights, str(path))
+    return backbone
+
+
+def _implied(source: Weights, weights: Weights, patch: int) -> dict[str, Any]:
+    """What the weights say of their architecture by themselves."""
+    settings: dict[str, Any] = {"position": position_convention(source)}
+    if "register_tokens" in weights:
+        settings["registers"] = weights["register_tokens"].shape[1]
+    if "pos_embed" in weights:
+        settings["image_size"] = isqrt(weights["pos_embed"].shape[1] - 1) * patch
+    return settings
+
+
+def _parsed(where: str, key: str, value: str, kind: Any) -> Any:
+    try:
+        return WORDS[value.lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+        raise UserError(f"{where}: {key}={value} is not of type {kind.__name__}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of tensors. Pickles are opened only as far as they hold nothing but tensors."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path} is no weights file: known are {', '.join(SUFFIXES)}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds more than tensors and is not opened; save its weights alone") from None
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from None
+    if not isinstance(checkpoint, Mapping):
+        raise UserError(f"{path} holds no dictionary of weights")
+    return dict(checkpoint)
+
+
+def fill(module: nn.Module, weights: Weights, where: str) -> None:
+    """Put weights into a module, float32, all of them or none.
+
+    Raises:
+        UserError: a key is missing or unexpected or has another shape; the first three are named.
+    """
+    expected = module.state_dict()
+    problems = {
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
+        "of another shape": [
+            f"{name} {list(weights[name].shape)} for {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    said = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        for what, names in problems.items()
+        if names
+    ]
+    if said:
+        raise UserError(f"{where} does not fit the architecture: weights {'; '.join(said)}")
+    as_float = {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
+    module.load_state_dict(as_float, assign=True)

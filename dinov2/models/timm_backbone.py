@@ -1,0 +1,124 @@
+"""Any timm model as a backbone: transformers by their tokens, convolutional networks by their feature map."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import dinov2.vision_ops  # noqa: F401  # for what its import does: timm imports torchvision
+
+import timm
+import torch
+from torch import Tensor
+
+from dinov2.exits import UserError
+from dinov2.models.backbone import Backbone, Features, Images, Masks
+
+
+class TimmBackbone(Backbone):
+    """A timm model that answers to the published DINOv2 interface.
+
+    Where a model has no CLS token, the pooled features that its classifier would get stand in for it, and the
+    patch tokens are its last feature map. Masks need a mask token, which timm's models do not have.
+    """
+
+    def __init__(self, name: str, pretrained: bool = False, seed: int = 0) -> None:
+        """Args:
+        name: as timm knows it, with or without the tag of its weights.
+        pretrained: download the weights (needs a network, or timm's cache).
+        seed: of the initial weights, where they are not downloaded.
+        """
+        super().__init__()
+        self.name = name
+        self.model = _create(name, pretrained, seed)
+        self.embed_dim = int(getattr(self.model, "head_hidden_size", self.model.num_features))
+        self.patch_size = int(self.model.feature_info[-1]["reduction"])
+        self.image_size = int(self.model.pretrained_cfg["input_size"][-1])
+        self.normalisation = tuple(self.model.pretrained_cfg["mean"]), tuple(self.model.pretrained_cfg["std"])
+        self.prefix = int(getattr(self.model, "num_prefix_tokens", 0))
+        has_cls = getattr(self.model, "has_class_token", getattr(self.model, "cls_token", None) is not None)
+        self.has_cls = bool(has_cls and self.prefix)
+
+    def forward_packed(
+        self,
+        crops: Sequence[Images],
+        masks: Sequence[Masks | None] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Features]:
+        """One forward for each size of crops. timm's own stochastic depth does not draw from `generator`."""
+        if masks is not None and any(mask is not None for mask in masks):
+            raise UserError(f"timm:{self.name} has no mask token: switch the patch loss off")
+        return [self._features(images) for images in crops]
+
+    def get_intermediate_layers(
+        self,
+        x: Images,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Any, ...]:
+        """As for every backbone; for a convolutional network the stages are what blocks are elsewhere."""
+        indices = n if isinstance(n, int) else list(n)
+        layers = []
+        for features, prefix in self._intermediates(x, indices, norm)[1]:
+            patches = features.contiguous() if reshape else features.flatten(2).transpose(1, 2)
+            cls = prefix[:, 0] if self.has_cls else features.mean(dim=(2, 3))
+            layers.append((patches, cls) if return_class_token else patches)
+        return tuple(layers)
+
+    def architecture(self) -> dict[str, Any]:
+        return {"kind": "timm", "name": self.name}
+
+    def _features(self, images: Images) -> Features:
+        final, [(last, prefix)] = self._intermediates(images, 1, norm=False)
+        tokens = last.flatten(2).transpose(1, 2)
+        if self.prefix or final.ndim == 3:
+            normed = final
+            cls = normed[:, 0] if self.has_cls else self.model.forward_head(final, pre_logits=True)
+        else:
+            normed, cls = tokens, self.model.forward_head(final, pre_logits=True)
+        return {
+            "x_norm_clstoken": cls,
+            "x_norm_regtokens": normed[:, int(self.has_cls) : self.prefix],
+            "x_norm_patchtokens": normed[:, self.prefix :],
+            "x_prenorm": torch.cat([prefix, tokens], dim=1),
+            "masks": None,
+        }
+
+    def _intermediates(
+        self, x: Images, indices: int | list[int], norm: bool
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The final features, and (feature map, prefix tokens) for each of the layers."""
+        if self.prefix:
+            options = {"return_prefix_tokens": True}
+            return self.model.forward_intermediates(
+                x, indices=indices, norm=norm, output_fmt="NCHW", **options
+            )
+        final, maps = self.model.forward_intermediates(x, indices=indices, norm=norm, output_fmt="NCHW")
+        return final, [(features, features.new_empty(len(x), 0, features.shape[1])) for features in maps]
+
+
+def _create(name: str, pretrained: bool, seed: int) -> Any:
+    if not timm.is_model(name):
+        near = get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names all"
+        raise UserError(f"timm has no model {name!r}; {hint}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return _create_for_any_size(name, pretrained)
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            raise UserError(f"the weights of timm:{name} could not be had ({_first_line(error)})") from error
+
+
+def _create_for_any_size(name: str, pretrained: bool) -> Any:
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+    except TypeError:  # only vision transformers know the option; others take any size, or their own
+        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
