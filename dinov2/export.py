@@ -89,8 +89,8 @@ backbone = load_backbone("THIS_FOLDER")
 backbone.forward_features(images)["x_norm_clstoken"]
 backbone.get_intermediate_layers(images, n=4, reshape=True)
 ```
-`images` is [batch, {architecture.get("channels", 3)}, height, width]. Its values lie in 0 to 1 before they are
-normalised with the mean and standard deviation below. Height and width are multiples of the patch size. The weights carry the published DINOv2 names.
+`images` is [batch, {architecture.get("channels", 3)}, height, width], height and width multiples of the patch
+size. Its values lie in 0 to 1 before they are normalised with the mean and standard deviation below.
 
 ## How it was made
 {made or "- not recorded"}
