@@ -113,8 +113,11 @@ def _command(name: str) -> EntryPoint:
 
 def _summary(entry: EntryPoint) -> str:
     """First docstring line of the command's module, read without importing it: that would import torch."""
-    spec = find_spec(entry.module)
+    try:
+        spec = find_spec(entry.module)
+    except ModuleNotFoundError:
+        spec = None
     if spec is None or spec.origin is None:
-        return ""
+        return "(not installed)"
     doc = ast.get_docstring(ast.parse(Path(spec.origin).read_text()))
     return (doc or "").partition("\n")[0]

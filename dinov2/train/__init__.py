@@ -1,0 +1,1 @@
+"""Self-supervised training of a backbone: settings, the loop, and what a run says of itself."""

@@ -1,0 +1,81 @@
+"""Train a backbone on pictures without labels: DINOv2's recipe.
+
+usage: dinov2 train [RECIPE] data=SOURCE output=DIR [key=value …]
+
+The folder gets metrics.jsonl, checkpoints/, backbone/ (the teacher, for `dinov2 eval` and load_backbone) and
+report.html. The same command continues a run that was stopped anywhere.
+"""
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from dinov2.config import read
+from dinov2.console import run
+from dinov2.data.sources import Source
+from dinov2.export import save_backbone
+from dinov2.folders import claim
+from dinov2.logs import write_versions
+from dinov2.parallel import is_main, pick_device, process_group
+from dinov2.train.config import TrainConfig
+from dinov2.train.feed import training_source
+from dinov2.train.loop import checkpoints_of, train
+from dinov2.train.report import write_report
+from dinov2.train.state import State, fresh_state, resume
+
+
+def main(words: list[str]) -> None:
+    """The `dinov2 train` command."""
+    config = read(TrainConfig, words, recipes="train", doc=__doc__ or "")
+    config.check()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = pick_device(config.device)
+    with process_group(device):
+        source = training_source(config)
+        with claim(config.output, config) if is_main() else nullcontext(Path(config.output)) as folder:
+            _run(config, folder, source, device)
+
+
+def _run(config: TrainConfig, folder: Path, source: Source, device: torch.device) -> None:
+    state = resume(fresh_state(config, source.fingerprint, device), checkpoints_of(config, folder))
+    if is_main() and _finished(config, folder, source, state):
+        print(f"already done: {state.step} steps, backbone in {folder / 'backbone'}")
+        return
+    if is_main():
+        facts = {"fingerprint": source.fingerprint, "pictures": len(source)}
+        write_versions(folder / "versions.json", data=facts)
+    train(config, folder, source, state)
+    if is_main():
+        _export(config, folder, source, state)
+        write_report(config, folder)
+        print(f"backbone: {folder / 'backbone'}\nreport:   {folder / 'report.html'}")
+
+
+def _finished(config: TrainConfig, folder: Path, source: Source, state: State) -> bool:
+    return state.step >= config.length(len(source)) and (folder / "report.html").exists()
+
+
+def _export(config: TrainConfig, folder: Path, source: Source, state: State) -> None:
+    """The teacher's backbone, with what made it on its card."""
+    save_backbone(
+        state.teacher.backbone,
+        None,
+        folder / "backbone",
+        mean=config.augment.mean,
+        std=config.augment.std,
+        card={
+            "trained on": f"{len(source):,} pictures (data fingerprint {source.fingerprint})",
+            "steps": f"{state.step:,} of {config.batch} pictures",
+            "losses": ", ".join(f"{name} x {weight:g}" for name, weight in config.losses.weights().items()),
+            "targets": config.teacher.targets,
+            "seed": config.seed,
+        },
+    )
+
+
+if __name__ == "__main__":
+    run(main, "train")

@@ -1,0 +1,110 @@
+"""All settings of a training run."""
+
+from dataclasses import dataclass
+
+from dinov2.config import one_of, required, runtime, section
+from dinov2.data.augment import AugmentConfig
+from dinov2.data.masks import MaskConfig
+from dinov2.exits import UserError
+from dinov2.models.config import SIZES, ViTConfig, vit_config
+from dinov2.optim import OptimConfig, TeacherConfig
+from dinov2.ssl.networks import HeadsConfig
+from dinov2.ssl.objective import LossConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The backbone, a ViT."""
+
+    size: str = "vit_small"  # vit_tiny, vit_small, vit_base, vit_large, vit_giant, …
+    patch: int = 14  # side of a patch in pixels
+    registers: int = 0  # register tokens, 0 or 4 (Darcet et al. 2023)
+    depth: int = 0  # number of blocks; 0 for the size's own
+    ffn: str = ""  # mlp or swiglu; empty for the size's own
+    layer_scale: float = 1e-5  # initial value of LayerScale
+    drop_path: float = 0.3  # rate of stochastic depth, the same at every layer
+    position: str = "exact_antialias"  # how positions are interpolated: release, exact or exact_antialias
+
+    def vit(self, image_size: int) -> ViTConfig:
+        """The network's settings, its positions native to `image_size`."""
+        over = {"depth": self.depth} if self.depth else {}
+        return vit_config(
+            one_of(self.size, SIZES, "model.size"),
+            patch=self.patch,
+            registers=self.registers,
+            layer_scale=self.layer_scale,
+            drop_path=self.drop_path,
+            position=self.position,
+            image_size=image_size,
+            **over,
+            **({"ffn": self.ffn} if self.ffn else {}),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnConfig:
+    """Classification by nearest neighbours while the run goes on, with student and teacher."""
+
+    train: str = ""  # labelled source to look neighbours up in; empty: no k-NN
+    test: str = ""  # labelled source to classify
+    every: int = 0  # steps between two evaluations; 0: at the start and at the end only
+    k: int = 20  # number of neighbours that vote
+    size: int = 224  # side of the centre crop
+    resize: int = 256  # short side before it
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state is saved, and which of it stays."""
+
+    every: int = 500  # steps between two checkpoints
+    keep: int = 2  # how many of the latest stay
+    keep_every: int = 0  # checkpoints at multiples of this stay for good; 0: none
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A run of `dinov2 train`."""
+
+    data: str = required()  # pictures: folder, tars, manifest, list, several joined by commas
+    output: str = runtime()  # the run's folder
+    steps: int = 0  # length of the run in steps; or give epochs=
+    epochs: float = 0.0  # length in passes over the data
+    batch: int = 64  # pictures a step, over all processes
+    seed: int = 0  # of initial weights, order, augmentation, masks and stochastic depth
+    precision: str = "bf16"  # bf16 (autocast over float32 masters) or fp32
+    window: int = 0  # pictures that shuffling mixes at a time, so that reads stay near; 0: all
+    model: ModelConfig = section(ModelConfig)
+    heads: HeadsConfig = section(HeadsConfig)
+    losses: LossConfig = section(LossConfig)
+    teacher: TeacherConfig = section(TeacherConfig)
+    optim: OptimConfig = section(OptimConfig)
+    augment: AugmentConfig = section(AugmentConfig)
+    masks: MaskConfig = section(MaskConfig)
+    max_skipped: int = 20  # steps in a row that may be not finite before the run gives up
+    knn: KnnConfig = runtime(KnnConfig)
+    checkpoint: CheckpointConfig = runtime(CheckpointConfig)
+    device: str = runtime("auto")  # auto, cpu, cuda, cuda:1, mps
+    workers: int = runtime(1)  # processes that read and augment pictures, beside each training process
+    threads: int = runtime(0)  # of torch on the CPU; 0: as torch finds
+    cache: str = runtime("")  # folder for what comes from URLs, and for indexes of tars
+    tensorboard: bool = runtime(True)  # write TensorBoard events
+    signals: list[str] = runtime(["SIGTERM", "SIGUSR2"])  # save at the next step and leave with status 75
+
+    def check(self) -> None:
+        """Refuse what cannot be trained, in the user's terms."""
+        if bool(self.steps) == bool(self.epochs):
+            raise UserError("give the length of the run as steps= or as epochs=, and not as both")
+        one_of(self.precision, {"bf16", "fp32"}, "precision")
+        one_of(self.teacher.targets, {"sinkhorn", "centering"}, "teacher.targets")
+        self.optim.peak_lr(self.batch)
+        for name in ("global_size", "local_size"):
+            side = getattr(self.augment, name)
+            if side % self.model.patch:
+                raise UserError(f"augment.{name}={side} is no multiple of model.patch={self.model.patch}")
+        if not self.losses.weights():
+            raise UserError("all losses have weight 0; give one a weight, such as losses.dino=1")
+
+    def length(self, pictures: int) -> int:
+        """The number of steps over a source of so many pictures."""
+        return self.steps or max(1, round(self.epochs * pictures / self.batch))

@@ -1,0 +1,97 @@
+"""From the source to the device: which pictures a step sees, with which crops and masks."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dinov2.data.augment import MultiCrop
+from dinov2.data.loader import Batch, batches, normalise
+from dinov2.data.masks import draw_masks
+from dinov2.data.order import Order, derive_seed
+from dinov2.data.sources import Source, open_source
+from dinov2.exits import UserError
+from dinov2.parallel import rank, world
+from dinov2.ssl.objective import Views
+from dinov2.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Fed:
+    """Where a step's pictures came from, and what they cost."""
+
+    batch: Batch
+    pictures: int  # on this rank
+    waited: float  # seconds until the batch was there
+    began: float  # when the step began, by time.perf_counter
+
+
+def training_source(config: TrainConfig) -> Source:
+    """The pictures to train on.
+
+    Raises:
+        UserError: there are fewer than one batch, or ranks cannot share a batch equally.
+    """
+    source = open_source(config.data, cache=Path(config.cache) if config.cache else None)
+    if len(source) < config.batch:
+        raise UserError(
+            f"data={config.data} has {len(source)} pictures, too few for batch={config.batch}; "
+            f"give batch={len(source)} or less, or more pictures"
+        )
+    if config.batch % world():
+        raise UserError(f"batch={config.batch} cannot be shared equally by {world()} processes")
+    return source
+
+
+def feed(
+    config: TrainConfig, source: Source, device: torch.device, *, first: int, last: int
+) -> Iterator[tuple[Views, Fed]]:
+    """The views of steps `first` to `last` (excluded), a function of the seed and the step alone."""
+    order = Order(len(source), derive_seed(config.seed, "order"), window=config.window or None)
+    stream = batches(
+        source,
+        order,
+        MultiCrop(config.augment),
+        seed=derive_seed(config.seed, "augment"),
+        global_batch=config.batch,
+        rank=rank(),
+        world=world(),
+        start_step=first,
+        workers=config.workers,
+    )
+    for step in range(first, last):
+        began = time.perf_counter()
+        batch = next(stream)
+        waited = time.perf_counter() - began
+        yield _views(config, batch, step, device), Fed(batch, len(batch.rows), waited, began)
+
+
+def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """Draws of the student's stochastic depth at this step on this rank."""
+    generator = torch.Generator(device)
+    return generator.manual_seed(derive_seed(seed, "depth", step, rank()))
+
+
+def _views(config: TrainConfig, batch: Batch, step: int, device: torch.device) -> Views:
+    side = config.augment.global_size // config.model.patch
+    own = range(rank() * len(batch.rows), (rank() + 1) * len(batch.rows))
+    masks = draw_masks(
+        config.masks,
+        grid=(side, side),
+        crops=[view * config.batch + place for view in range(2) for place in own],
+        total=2 * config.batch,
+        seed=derive_seed(config.seed, "masks"),
+        step=step,
+    )
+    mean, std = config.augment.mean, config.augment.std
+    shown = [
+        normalise(crops.to(device, non_blocking=True), mean, std, torch.float32)
+        for crops in (batch.global_crops, batch.local_crops)
+    ]
+    return Views(
+        global_crops=shown[0],
+        local_crops=shown[1] if config.augment.local_crops else None,
+        masks=masks.to(device),
+    )

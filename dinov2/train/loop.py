@@ -1,0 +1,84 @@
+"""The training loop, from a batch to an optimiser step."""
+
+from pathlib import Path
+
+import torch
+
+from dinov2.checkpoint import Checkpoints
+from dinov2.console import progress
+from dinov2.data.sources import Source
+from dinov2.logs import Metrics
+from dinov2.optim import Schedules, clip_gradients, set_rates, update_average
+from dinov2.ssl.objective import objective
+from dinov2.train.config import TrainConfig
+from dinov2.train.feed import feed, step_generator
+from dinov2.train.knn import KnnWatch
+from dinov2.train.state import State, save
+from dinov2.train.watch import StopSignals, agree, count, figures
+
+
+def train(config: TrainConfig, folder: Path, source: Source, state: State) -> None:
+    """Train from `state.step` to the end of the run, saving into `folder` on the way.
+
+    Raises:
+        RunAgain: a signal asked to stop; the state is saved.
+        NoProgress: too many steps in a row were not finite.
+    """
+    steps = config.length(len(source))
+    device = next(state.student.parameters()).device
+    schedules = Schedules(optim=config.optim, teacher=config.teacher, steps=steps, batch=config.batch)
+    checkpoints = checkpoints_of(config, folder)
+    metrics = Metrics(folder, state.step, tensorboard=config.tensorboard)
+    knn = KnnWatch(config, device)
+    bar = progress(total=steps, initial=state.step, what="train", unit="step")
+    weights = config.losses.weights()
+
+    if state.step == 0:
+        metrics.write(0, knn.of(state))
+    with StopSignals(config.signals) as stop, metrics, bar:
+        for views, fed in feed(config, source, device, first=state.step, last=steps):
+            rates = schedules.at(state.step)
+            set_rates(state.optimizer, rates)
+
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                outcome = objective(
+                    state.student,
+                    state.teacher,
+                    views,
+                    rates,
+                    state.centers,
+                    losses=config.losses,
+                    targets=config.teacher,
+                    generator=step_generator(config.seed, state.step, device),
+                )
+            loss = torch.stack([weight * outcome.losses[name] for name, weight in weights.items()]).sum()
+
+            state.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norms = clip_gradients(state.student.parts(), config.optim.clip)
+
+            finite, stopping = agree(loss, norms, stop.asked)
+            if finite:
+                state.optimizer.step()
+                update_average(state.teacher, state.student, rates.momentum)
+                state.centers = outcome.centers
+            count(state, finite, outcome, fed, limit=config.max_skipped)
+            state.step += 1
+
+            line = figures(loss, outcome, norms, rates, fed, state)
+            if knn.due(state.step, steps):
+                line |= knn.of(state)
+            metrics.write(state.step, line)
+            bar.update()
+            bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
+
+            if state.step % config.checkpoint.every == 0 or state.step == steps or stopping:
+                save(state, checkpoints)
+            if stopping and state.step < steps:
+                stop.leave(state.step, steps)
+
+
+def checkpoints_of(config: TrainConfig, folder: Path) -> Checkpoints:
+    """The checkpoints of a run folder."""
+    kept = config.checkpoint
+    return Checkpoints(folder / "checkpoints", keep=kept.keep, keep_every=kept.keep_every)

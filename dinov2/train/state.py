@@ -1,0 +1,88 @@
+"""The state of a run: what a checkpoint holds, and nothing that can be derived from the step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from dinov2.checkpoint import Checkpoints
+from dinov2.exits import UserError
+from dinov2.optim import adamw
+from dinov2.ssl.networks import Branch, make_branches
+from dinov2.ssl.objective import first_centers
+from dinov2.train.config import TrainConfig
+
+
+@dataclass
+class State:
+    """Student, teacher, optimiser, centres, and where the run is."""
+
+    student: Branch
+    teacher: Branch
+    optimizer: torch.optim.AdamW
+    centers: dict[str, Tensor]
+    data: str  # fingerprint of the source
+    step: int = 0  # steps done, skipped ones too
+    skipped: int = 0  # steps that were not finite
+    skipped_in_a_row: int = 0
+
+
+def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
+    """The state before the first step, from the seed alone."""
+    student, teacher = make_branches(config.model.vit(config.augment.global_size), config.heads, config.seed)
+    student, teacher = student.to(device), teacher.to(device)
+    return State(
+        student=student,
+        teacher=teacher,
+        optimizer=adamw(student, config.optim),
+        centers=first_centers(student, device),
+        data=data,
+    )
+
+
+def save(state: State, checkpoints: Checkpoints) -> None:
+    checkpoints.save(state.step, _tree(state))
+
+
+def resume(state: State, checkpoints: Checkpoints) -> State:
+    """Take up the latest checkpoint, if there is one.
+
+    Raises:
+        UserError: the pictures are not those that the checkpoint was trained on.
+    """
+    steps = checkpoints.steps()
+    if not steps:
+        return state
+    tree = checkpoints.load(steps[-1], _tree(state))
+    if tree["data"] != state.data:
+        raise UserError(
+            "data= has changed since this run began (pictures added, removed or renamed); "
+            "start another output folder, or bring the pictures back"
+        )
+    set_state_dict(
+        state.student,
+        state.optimizer,
+        model_state_dict=tree["student"],
+        optim_state_dict=tree["optimizer"],
+    )
+    state.teacher.load_state_dict(tree["teacher"])
+    state.centers = tree["centers"]
+    state.step, state.skipped, state.skipped_in_a_row = (tree[name] for name in COUNTS)
+    return state
+
+
+COUNTS = ("step", "skipped", "skipped_in_a_row")
+
+
+def _tree(state: State) -> dict[str, Any]:
+    student, optimizer = get_state_dict(state.student, state.optimizer)
+    counts = {name: getattr(state, name) for name in COUNTS}
+    return counts | {
+        "student": student,
+        "teacher": state.teacher.state_dict(),
+        "optimizer": optimizer,
+        "centers": state.centers,
+        "data": state.data,
+    }
