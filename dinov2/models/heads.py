@@ -56,9 +56,7 @@ class DINOHead(nn.Module):
 
     def bottleneck(self, x: Float[Tensor, "tokens in_dim"]) -> Float[Tensor, "tokens bottleneck"]:
         """L2-normalised, in the type that the MLP computes in."""
-        x = self.mlp(x)
-        # in float32: a half-precision sum of squares overflows from 65,504 on, and eps would round to 0
-        return F.normalize(x.float(), dim=-1).to(x.dtype)
+        return unit_rows(self.mlp(x))
 
     def forward(self, x: Float[Tensor, "tokens in_dim"]) -> Float[Tensor, "tokens prototypes"]:
         return self.prototypes(self.bottleneck(x))
@@ -74,8 +72,17 @@ class Prototypes(nn.Module):
 
     def directions(self) -> Float[Tensor, "prototypes dim"]:
         """The effective weights."""
-        rows = F.normalize(self.weight.float(), dim=-1).to(self.weight.dtype)
+        rows = unit_rows(self.weight)
         return rows if self.length is None else rows * self.length[:, None]
 
     def forward(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens prototypes"]:
         return F.linear(x, self.directions())
+
+
+def unit_rows(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
+    """Rows divided by their length, in the same type; shorter ones than 1e-6 are divided by that.
+
+    Computed in float32 at least: in half precision a sum of squares overflows at 65,504, and 1e-6 is nothing.
+    """
+    wide = x if x.dtype.itemsize >= 4 else x.float()
+    return F.normalize(wide, dim=-1, eps=1e-6).to(x.dtype)
