@@ -1,1 +1,1 @@
-"""Data: where pictures lie and how they are read, the tables that stages pass on, shards, order, crops, masks."""
+"""Data: where pictures lie and how they are read, tables that stages pass on, shards, order, crops, masks."""

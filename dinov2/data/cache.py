@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections import OrderedDict
 from contextlib import suppress
+from email.message import Message
 from pathlib import Path
 
 from dinov2.files import lock
@@ -39,9 +40,9 @@ def default_folder() -> Path:
 class Cache:
     """Copies of remote files, at most `limit` bytes of them: those used longest ago make room.
 
-    Safe for many processes: one process copies, the others wait for it; a copy that somebody has open stays
-    readable when it is deleted. Each process looks at the whole folder once in `limit`/64 copied bytes, so that
-    the limit may be passed by that much a process.
+    Safe for many processes: one copies, the others wait for it; a copy that somebody has open stays readable
+    when it is deleted. Each process looks at the whole folder once in `limit`/64 copied bytes, so that the
+    limit may be passed by that much a process.
 
     An *address* is a URL or `pipe:COMMAND` (run by the shell, its output is the file). `address#version` asks
     for the version with that ETag.
@@ -100,7 +101,7 @@ class Cache:
             try:
                 request = urllib.request.Request(url, headers=HEADERS)
                 with urllib.request.urlopen(request, timeout=PATIENCE) as answer, open(part, "wb") as file:
-                    if wanted and _version(answer) != wanted:
+                    if wanted and _version(answer.headers) != wanted:
                         raise OSError(f"{url} has changed since it was indexed; open the source again")
                     expected = int(answer.headers.get("Content-Length") or -1)
                     self._make_room(max(expected, 0), url)
@@ -171,7 +172,7 @@ def remote_version(address: str) -> str:
     request = urllib.request.Request(address, headers=HEADERS, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            return _version(answer)
+            return _version(answer.headers)
     except urllib.error.HTTPError as error:
         if error.code in (405, 501):  # the server does not do HEAD
             return ""
@@ -180,9 +181,9 @@ def remote_version(address: str) -> str:
         raise OSError(f"{address} cannot be fetched: {error.reason}") from error
 
 
-def _version(answer: "urllib.response.addinfourl") -> str:
-    tag = answer.headers.get("ETag")
-    date, length = (answer.headers.get(name) or "" for name in ("Last-Modified", "Content-Length"))
+def _version(headers: Message) -> str:
+    tag = headers.get("ETag")
+    date, length = (headers.get(name) or "" for name in ("Last-Modified", "Content-Length"))
     return short_hash(tag or date + length) if tag or date else ""
 
 

@@ -31,12 +31,12 @@ class Source:
 
     Attributes:
         name: what the source is called; several joined by commas are joined by "+".
-        table: one row a picture (`dinov2.data.gather.ROWS`): id, uri, source, label, split, path, offset, size,
-            licence, consent. With an offset, the bytes are `size` bytes of the tar `path` from there. Without
-            one, they are the file `path`/`uri`, or `uri` itself where that is absolute or a URL.
+        table: one row a picture (`dinov2.data.gather.ROWS`): id, uri, source, label, split, path, offset,
+            size, licence, consent. With an offset, the bytes are `size` bytes of the tar `path` from there.
+            Without one, they are the file `path`/`uri`, or `uri` itself where that is absolute or a URL.
 
     Pickles stay small: a table of more than a mebibyte is left in the cache folder and memory-mapped by the
-    process that unpickles it, so that workers share one copy. Safe to read from several threads and processes.
+    process that unpickles it, so that workers share one copy. Reading is safe in many threads and processes.
     """
 
     def __init__(self, name: str, table: pa.Table, files: OpenFiles) -> None:
@@ -84,7 +84,7 @@ class Source:
     def select(self, rows: Sequence[int] | np.ndarray | pa.Array) -> "Source":
         """The same source with these rows only, in this order."""
         indices = rows if isinstance(rows, pa.Array) else pa.array(np.asarray(rows, dtype=np.int64))
-        return Source(self.name, self.table.take(indices), self._files)
+        return Source(self.name, _trimmed(self.table.take(indices)), self._files)
 
     def _whole(self, folder: str, uri: str) -> bytes:
         if is_remote(uri):
@@ -134,8 +134,8 @@ def open_source(
         cache_limit: bytes of remote copies to keep; default 64 GiB.
         split: keep only this split (train, val or test, or what a list's split column says).
 
-    In folder trees and plain tars the first folder is the label, or, where all first folders are named train,
-    val or test, the split, with the label below it. Rows come sorted by uri, those of a manifest by their place.
+    In folder trees and plain tars the first folder is the label; where all first folders are named train, val
+    or test, it is the split, and the label is below it. Rows are sorted by uri, in a manifest by their place.
 
     Raises:
         UserError: something is missing, empty, corrupt, or named twice.
@@ -178,6 +178,17 @@ def _check_ids(source: Source) -> None:
         raise UserError(
             f"{len(double):,} pictures are named twice, {uri} of {name} first; name each source once"
         )
+
+
+def _trimmed(table: pa.Table) -> pa.Table:
+    """The table without the texts that only other rows used, where those are many."""
+    for place, column in enumerate(table.columns):
+        if pa.types.is_dictionary(column.type) and sum(
+            len(chunk.dictionary) for chunk in column.chunks
+        ) > len(table):
+            texts = column.cast(column.type.value_type)
+            table = table.set_column(place, table.field(place), texts.dictionary_encode())
+    return table
 
 
 def _as_numbers(ids: pa.Array) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Where every picture lies inside a tar: an index made by reading headers only, kept in the cache.
 
-Tars are of two kinds. In a *WebDataset* tar, the files of one sample share a key (the path up to the first dot
-of the file name) and pictures have a .cls, .json or .txt beside them. Any other tar is a *plain* folder tree.
+Tars are of two kinds. In a *WebDataset* tar, the files of one sample share a key (the path up to the first
+dot of the file name) and pictures have a .cls, .json or .txt beside them. Others are *plain* folder trees.
 """
 
 import io
@@ -59,7 +59,7 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The pictures of one tar, sorted by name (`INDEX_SCHEMA`); `grouped` says that it is a WebDataset tar."""
+    """The pictures of one tar, sorted by name (`INDEX_SCHEMA`); `grouped`: it is a WebDataset tar."""
 
     table: pa.Table
     grouped: bool
@@ -95,7 +95,7 @@ def indexed(address: str, cache: Cache) -> tuple[str, TarIndex]:
 
 
 def index(file: int, length: int) -> TarIndex:
-    """Find the pictures of an uncompressed tar. Hidden files are left out; of one name twice, the last counts.
+    """Find the pictures of an uncompressed tar. Hidden files do not count; of one name twice, the last does.
 
     Args:
         file: descriptor of the tar, open for reading.
@@ -203,7 +203,7 @@ class _Sample:
         return min(self.pictures, key=lambda member: _key(member.name)[1].count("."))
 
     def facts(self, file: int) -> dict[str, str | None]:
-        """Label, split, licence and consent from the companions; a label in .json outranks .cls, then .txt."""
+        """Label, split, licence, consent from the companions; a label in .json outranks .cls, then .txt."""
         text = {kind: _read_text(file, member) for kind, member in self.companions.items()}
         described = _object(text.get("json", ""))
         label = _first(described, LABEL_KEYS) or text.get("cls", "").strip()
