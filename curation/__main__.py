@@ -1,0 +1,70 @@
+"""Choose from a pool the pictures to train on; write shards, a manifest and a reason for every decision.
+
+Stages, in this order: ingest, embed, duplicates, holdout, retrieval, budget, write, report. Each leaves its
+files under output/stages/NAME and may be killed at any moment: the same command continues. stop_after=NAME
+ends early.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from curation import budget, duplicates, embed, holdout, ingest, report, retrieval, write
+from curation.config import CurateConfig
+from curation.run import Run
+from dinov2.config import read
+from dinov2.console import run as run_command
+from dinov2.folders import claim
+
+STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "ingest": ingest.run,
+    "embed": embed.run,
+    "duplicates": duplicates.run,
+    "holdout": holdout.run,
+    "retrieval": retrieval.run,
+    "budget": budget.run,
+    "write": write.run,
+    "report": report.run,
+}
+
+
+def main(words: list[str]) -> None:
+    """`dinov2 curate [RECIPE] pool=… [seeds=…] [holdout=…] output=DIR`."""
+    config = read(CurateConfig, words, recipes="curation", doc=__doc__ or "")
+    config.check(list(STAGES))
+    with claim(Path(config.output), config) as folder:
+        curate(Run(config, folder))
+
+
+def curate(run: Run) -> None:
+    """Run the stages that are not done yet, in order, up to `stop_after`."""
+    names = list(STAGES)
+    if run.config.stop_after is not None:
+        names = names[: names.index(run.config.stop_after) + 1]
+    run.check_sources()
+    left = [name for name in names if run.done(name) is None]
+    for name in left:
+        start = time.perf_counter()
+        counts = STAGES[name](run)
+        run.finish(name, counts)
+        _say(f"{name}: {_listed(counts)} ({time.perf_counter() - start:.1f} s)")
+    if not left:
+        _say(f"{run.folder} is finished up to {names[-1]}; nothing to do")
+    if names[-1] == "report":
+        _say(f"report: {run.folder / 'report.html'}")
+
+
+def _listed(counts: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key.replace('_', ' ')} {value:,}" for key, value in counts.items() if value is not None
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main, "curate")

@@ -1,0 +1,106 @@
+"""The built-in descriptor: a picture embedding that needs no weights, where no backbone is at hand.
+
+It is made of a 64 x 64 thumbnail, in four groups; each is brought to unit length, so that none drowns the
+others:
+
+| group   | what                                                                | numbers | survives     |
+|---------|---------------------------------------------------------------------|---------|--------------|
+| luma    | 8 x 8 means of the luma, mean and spread removed                    |      64 | recolouring  |
+| colour  | 4 x 4 means of two opponent colours (red-green, yellow-blue)        |      32 | grain, blur  |
+| palette | soft histogram of luma and opponent colours, 4 x 5 x 5, square root |     100 | cropping     |
+| edges   | 8 orientations of the luma gradient at scales 1, 1/2 and 1/4, on a  |     312 | recolouring, |
+|         | 4 x 4, 4 x 4 and 2 x 2 grid and over the whole, square root         |         | small shifts |
+
+`Whitening`, fitted on the pool, then rotates to principal components, evens out their variances, and
+normalises to length 1. (Whitening for retrieval: Jégou and Chum 2012; orientation histograms: Dalal and
+Triggs 2005.)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curation.looks import luma
+
+LENGTH = 64 + 32 + 100 + 312
+ORIENTATIONS = 8
+_ANGLES = np.arange(ORIENTATIONS) * np.pi / ORIENTATIONS
+_DIRECTIONS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)]).astype(np.float32)  # [2, 8]
+
+
+def describe(thumb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """[508] raw descriptor of one [64, 64, 3] thumbnail."""
+    rgb = thumb.astype(np.float32)
+    grey = luma(thumb)
+    red_green = rgb[..., 0] - rgb[..., 1]
+    yellow_blue = (rgb[..., 0] + rgb[..., 1]) / 2 - rgb[..., 2]
+    opponent = np.stack([red_green, yellow_blue])
+    grid = _pool(grey, 8)
+    groups = [
+        _unit(grid - grid.mean(), 20.0),
+        _unit(_pool(opponent, 4), 20.0),
+        _unit(_palette(grey, red_green, yellow_blue), 0.0),
+        _unit(_edges(grey), 0.1),
+    ]
+    return np.concatenate(groups)
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """A linear map from raw descriptors to embeddings, fitted on a pool."""
+
+    mean: NDArray[np.float32]  # [raw]
+    matrix: NDArray[np.float32]  # [raw, dim]
+
+    @classmethod
+    def fit(cls, raw: NDArray[np.float32], dimension: int) -> "Whitening":
+        """PCA whitening of [n, raw]. Variances are shrunk to their mean, so that noise is not blown up."""
+        mean = raw.mean(axis=0, dtype=np.float64)
+        centred = raw - mean
+        variance, axes = np.linalg.eigh(centred.T @ centred / max(1, len(raw) - 1))
+        variance, axes = variance[::-1][:dimension], axes[:, ::-1][:, :dimension]
+        signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+        scale = 1.0 / np.sqrt(variance.clip(min=0.0) + 0.1 * variance.mean() + 1e-12)
+        return cls(mean.astype(np.float32), (axes * signs * scale).astype(np.float32))
+
+    def __call__(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[n, dim] of length 1."""
+        white = (raw - self.mean) @ self.matrix
+        return white / np.linalg.norm(white, axis=1, keepdims=True).clip(min=1e-6)
+
+
+def _edges(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    parts = []
+    for cells in (4, 4, 2):
+        across = (grey[1:-1, 2:] - grey[1:-1, :-2]) / 2
+        down = (grey[2:, 1:-1] - grey[:-2, 1:-1]) / 2
+        along = np.abs(across[..., None] * _DIRECTIONS[0] + down[..., None] * _DIRECTIONS[1])  # [h, w, 8]
+        size = np.hypot(across, down)
+        # The fourth power of the cosine makes the eight responses narrow, and smooth in the angle.
+        strength = np.moveaxis(along**4 / (size**3 + 1e-3)[..., None], -1, 0)
+        pooled = np.sqrt(_pool(np.pad(strength, ((0, 0), (1, 1), (1, 1))), cells))
+        whole = np.sqrt(strength.mean(axis=(1, 2)))
+        parts += [_unit(pooled, 1.0), _unit(whole, 1.0)]
+        half = grey.shape[0] // 2
+        grey = grey.reshape(half, 2, half, 2).mean(axis=(1, 3))
+    return np.concatenate(parts)
+
+
+def _palette(*planes: NDArray[np.float32]) -> NDArray[np.float32]:
+    counts = np.ones((planes[0].size, 1), dtype=np.float32)
+    for plane, bins, low, high in zip(planes, (4, 5, 5), (0, -64, -64), (255, 64, 64), strict=True):
+        place = ((plane.ravel() - low) / (high - low)).clip(0, 1) * (bins - 1)
+        share = (1 - np.abs(place[:, None] - np.arange(bins, dtype=np.float32))).clip(min=0)
+        counts = (counts[:, :, None] * share[:, None, :]).reshape(len(counts), -1)
+    return np.sqrt(counts.mean(axis=0))
+
+
+def _pool(planes: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
+    size = planes.shape[-1] // cells
+    return planes.reshape(*planes.shape[:-2], cells, size, cells, size).mean(axis=(-3, -1))
+
+
+def _unit(values: NDArray[np.float32], floor: float) -> NDArray[np.float32]:
+    flat = values.ravel()
+    return flat / np.float32(np.sqrt(flat @ flat + floor**2) + 1e-6)

@@ -1,0 +1,92 @@
+"""Stage 4: pool pictures near a holdout picture go, and with them their whole component of duplicates.
+
+DINOv2 (app. A): relative deduplication against the evaluation sets' train and test images, with a looser
+threshold than inside the pool. A copy that was dropped as a duplicate still speaks for its component.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curation.duplicates import Groups
+from curation.near import Pictures, Rows, near_pairs
+from curation.run import Run
+from dinov2.data.manifest import EDGES_SCHEMA, read_format
+
+
+def run(run: Run) -> dict[str, Any]:
+    """Find leaks of the holdout into the pool; write edges and what is dropped."""
+    if "holdout" not in run.sets:
+        run.drop("holdout", {"id": []})
+        return {"holdout": 0, "pairs": 0, "leaked": 0, "dropped": 0}
+    pool, held = Pictures(run, "pool"), Pictures(run, "holdout")
+    settings = run.config.leaks
+    live = np.flatnonzero(run.kept(pool.ids, ["ingest"]))
+    exact = _exact_leaks(pool, held, live)
+    candidates, similarity = near_pairs(run, "holdout", pool, live, held, settings)
+    stored = similarity >= settings.loosest
+    pairs = np.concatenate([exact, candidates.pairs[stored]])
+    similarity = np.concatenate([np.ones(len(exact), np.float32), similarity[stored]])
+    pairs, similarity = _once(pairs, similarity)
+    run.write_edges("holdout", pool.ids.take(pairs[:, 0]), held.ids.take(pairs[:, 1]), similarity)
+
+    counted = similarity >= settings.threshold
+    lost, evidence, how = _components_lost(run, pool, pairs[counted], similarity[counted])
+    kept = run.kept(pool.ids, ["ingest", "duplicates"])[lost]
+    lost, evidence, how = lost[kept], evidence[kept], how[kept]
+    run.drop(
+        "holdout",
+        {
+            "id": pool.ids.take(lost).to_pylist(),
+            "evidence": held.ids.take(evidence).to_pylist(),
+            "similarity": how.tolist(),
+        },
+    )
+    leaked = len(np.unique(pairs[counted, 1]))
+    return {"holdout": len(held), "pairs": int(counted.sum()), "leaked": leaked, "dropped": len(lost)}
+
+
+def _components_lost(
+    run: Run, pool: Pictures, pairs: Rows, similarity: np.ndarray
+) -> tuple[Rows, Rows, np.ndarray]:
+    """Every pool picture whose component touches the holdout; the likest holdout picture of the component."""
+    component = _components(run, pool)
+    order = np.lexsort((pairs[:, 1], similarity))  # the likest last, so that it is the one that stays written
+    evidence = np.full(int(component.max(initial=-1)) + 1, -1, np.int64)
+    how = np.zeros(len(evidence), np.float32)
+    touched = component[pairs[order, 0]]
+    evidence[touched], how[touched] = pairs[order, 1], similarity[order]
+    lost = np.flatnonzero(evidence[component] >= 0)
+    return lost, evidence[component[lost]], how[component[lost]]
+
+
+def _components(run: Run, pool: Pictures) -> Rows:
+    path = run.folder / "edges" / "duplicate.parquet"
+    if not path.exists():
+        return np.arange(len(pool), dtype=np.int64)
+    edges = read_format(path, EDGES_SCHEMA)
+    edges = edges.filter(pa.compute.greater_equal(edges["similarity"], run.config.duplicates.threshold))
+    rows = [pa.compute.index_in(edges[end], value_set=pool.ids).to_numpy() for end in ("a", "b")]
+    return Groups.of(
+        len(pool), np.stack(rows, axis=1).astype(np.int64), edges["similarity"].to_numpy()
+    ).component
+
+
+def _exact_leaks(pool: Pictures, held: Pictures, live: Rows) -> Rows:
+    found = [np.zeros((0, 2), np.int64)]
+    for column in ("sha256", "pixel_sha256"):
+        theirs = held.table[column].combine_chunks()
+        place = pa.compute.index_in(pool.table[column].combine_chunks(), value_set=theirs)
+        rows = live[place.is_valid().to_numpy(zero_copy_only=False)[live]]
+        found.append(np.stack([rows, place.take(rows).to_numpy().astype(np.int64)], axis=1))
+    return np.concatenate(found)
+
+
+def _once(pairs: Rows, similarity: np.ndarray) -> tuple[Rows, np.ndarray]:
+    """Each pair once, with its largest similarity."""
+    order = np.lexsort((-similarity, pairs[:, 1], pairs[:, 0]))
+    pairs, similarity = pairs[order], similarity[order]
+    first = np.ones(len(pairs), bool)
+    first[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+    return pairs[first], similarity[first]

@@ -1,0 +1,209 @@
+"""Pairs of near-identical pictures, inside a set or between two: candidates, then a second look at each.
+
+Candidates come from two sides that fail differently: hashes a few bits apart (they find recoloured and
+resized copies, and do not depend on the pool), and nearest neighbours by embedding (they find crops).
+Each candidate is then laid over its partner (`curation.align`), and the score of that is the pair's
+similarity. With `verify` off the similarity is the cosine, as DINOv2 (app. A) does with SSCD embeddings.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from curation.align import align
+from curation.config import NearConfig
+from curation.embed import Embedded
+from curation.ingest import Ingested, Stack
+from curation.pieces import run_pieces
+from curation.run import Run
+from dinov2.files import write_table
+
+PAIRS_PER_PIECE = 20_000
+HASH_TILE = 4_000_000  # pairs of hashes compared at a time
+
+Rows = NDArray[np.int64]
+
+
+class Pictures:
+    """One set as the search sees it: rows are the readable pictures by rising id."""
+
+    def __init__(self, run: Run, role: str):
+        ingested, embedded = Ingested(run, role), Embedded(run, role)
+        self.role = role
+        self.table = ingested.readable()
+        self.ids = embedded.ids
+        self.vectors = embedded.vectors
+        self.thumbs = ingested.thumbs()
+        self.hashes = [self.table[name].to_numpy() for name in ("phash", "pca_hash")]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def codes(self, column: str) -> Rows:
+        """A number for each row, equal where the column is."""
+        return self.table[column].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Pairs of rows (of the first and the second set; a < b inside one set), each once, sorted."""
+
+    pairs: Rows  # [p, 2]
+    cosine: NDArray[np.float32]
+    hamming: NDArray[np.int64]  # of the closer of the two hashes
+
+    def table(self) -> pa.Table:
+        columns = {
+            "a": self.pairs[:, 0],
+            "b": self.pairs[:, 1],
+            "cosine": self.cosine,
+            "hamming": self.hamming,
+        }
+        return pa.table({name: pa.array(np.ascontiguousarray(values)) for name, values in columns.items()})
+
+    @classmethod
+    def read(cls, path: Path) -> "Candidates":
+        table = parquet.read_table(path)
+        pairs = np.stack([table["a"].to_numpy(), table["b"].to_numpy()], axis=1)
+        return cls(pairs, table["cosine"].to_numpy(), table["hamming"].to_numpy())
+
+
+def near_pairs(
+    run: Run, stage: str, first: Pictures, rows: Rows, second: Pictures | None, settings: NearConfig
+) -> tuple[Candidates, NDArray[np.float32]]:
+    """Candidates among `rows` of `first`, or between them and all of `second`, with their similarity."""
+    path = run.stage(stage) / "candidates.parquet"
+    if not path.exists():
+        write_table(path, _candidates(first, rows, second, settings).table())
+    candidates = Candidates.read(path)
+    if settings.verify:
+        _verify(run, stage, candidates, first, second or first)
+    return candidates, scores_of(run, stage, candidates, settings)
+
+
+def scores_of(run: Run, stage: str, candidates: Candidates, settings: NearConfig) -> NDArray[np.float32]:
+    """The similarity of each candidate of a finished search."""
+    if not settings.verify:
+        return candidates.cosine
+    parts = sorted((run.stage(stage) / "aligned").glob("*.parquet"))
+    return np.concatenate(
+        [np.zeros(0, np.float32), *(parquet.read_table(part)["score"].to_numpy() for part in parts)]
+    )
+
+
+def _verify(run: Run, stage: str, candidates: Candidates, first: Pictures, second: Pictures) -> None:
+    spans = [
+        (at, min(at + PAIRS_PER_PIECE, len(candidates.pairs)))
+        for at in range(0, len(candidates.pairs), PAIRS_PER_PIECE)
+    ]
+    paths = [run.stage(stage) / "aligned" / f"{number:05d}.parquet" for number in range(len(spans))]
+    pieces = [
+        Piece(path, candidates.pairs[slice(*span)], first.thumbs, second.thumbs)
+        for path, span in zip(paths, spans, strict=True)
+        if not path.exists()
+    ]
+    left = sum(len(piece.pairs) for piece in pieces)
+    run_pieces(
+        align_piece, pieces, workers=run.config.workers, what=f"{stage}: verify", total=len(candidates.pairs),
+        done=len(candidates.pairs) - left, unit="pair",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Candidate pairs to verify, where the result goes, and the thumbnails of both sides."""
+
+    path: Path
+    pairs: Rows
+    first: Stack
+    second: Stack
+
+
+def align_piece(piece: Piece) -> int:
+    """Write the score of each pair; returns how many there are."""
+    first, a = np.unique(piece.pairs[:, 0], return_inverse=True)
+    second, b = np.unique(piece.pairs[:, 1], return_inverse=True)
+    thumbs = np.concatenate([piece.first.rows(first), piece.second.rows(second)])
+    found = align(thumbs, np.stack([a, b + len(first)], axis=1))
+    table = {"score": found.score, "detail": found.detail, "level": found.level}
+    write_table(piece.path, pa.table({name: pa.array(np.round(values, 4)) for name, values in table.items()}))
+    return len(piece.pairs)
+
+
+def _candidates(first: Pictures, rows: Rows, second: Pictures | None, settings: NearConfig) -> Candidates:
+    found = [
+        _by_hash(first, rows, second, settings.hash_distance),
+        _by_embedding(first, rows, second, settings),
+    ]
+    pairs = np.unique(np.concatenate(found), axis=0)
+    other = second or first
+    hamming = np.full(len(pairs), 64, np.int64)
+    for mine, theirs in zip(first.hashes, other.hashes, strict=True):
+        apart = np.bitwise_count(mine[pairs[:, 0]] ^ theirs[pairs[:, 1]]).astype(np.int64)
+        hamming = np.minimum(hamming, apart)
+    return Candidates(pairs, _cosines(first, other, pairs), hamming)
+
+
+def _cosines(first: Pictures, second: Pictures, pairs: Rows) -> NDArray[np.float32]:
+    cosine = np.empty(len(pairs), np.float32)
+    for at in range(0, len(pairs), PAIRS_PER_PIECE):
+        a, b = pairs[at : at + PAIRS_PER_PIECE].T
+        products = first.vectors[a].astype(np.float32) * second.vectors[b].astype(np.float32)
+        cosine[at : at + len(a)] = products.sum(axis=1)
+    return np.round(cosine, 4)
+
+
+def _by_hash(first: Pictures, rows: Rows, second: Pictures | None, distance: int) -> Rows:
+    columns = rows if second is None else np.arange(len(second))
+    found = [np.zeros((0, 2), np.int64)]
+    for mine, theirs in zip(first.hashes, (second or first).hashes, strict=True):
+        for a, b in _hash_tiles(mine[rows], theirs[columns], distance):
+            pairs = np.stack([rows[a], columns[b]], axis=1)
+            found.append(pairs[pairs[:, 0] < pairs[:, 1]] if second is None else pairs)
+    return np.concatenate(found)
+
+
+def _hash_tiles(
+    first: NDArray[np.uint64], second: NDArray[np.uint64], distance: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    tall = max(1, HASH_TILE // max(1, len(second)))
+    for at in range(0, len(first), tall):
+        apart = np.bitwise_count(first[at : at + tall, None] ^ second[None, :])
+        a, b = np.nonzero(apart <= distance)
+        yield a + at, b
+
+
+def _by_embedding(first: Pictures, rows: Rows, second: Pictures | None, settings: NearConfig) -> Rows:
+    if second is None:
+        return _neighbours(first.vectors[rows], first.vectors[rows], rows, rows, settings, inside=True)
+    every = np.arange(len(second))
+    ahead = _neighbours(first.vectors[rows], second.vectors, rows, every, settings, inside=False)
+    back = _neighbours(second.vectors, first.vectors[rows], every, rows, settings, inside=False)
+    return np.concatenate([ahead, back[:, ::-1]])
+
+
+def _neighbours(
+    queries: NDArray[np.float16],
+    base: NDArray[np.float16],
+    rows: Rows,
+    columns: Rows,
+    settings: NearConfig,
+    *,
+    inside: bool,
+) -> Rows:
+    # Imported here, so that the processes that only decode or align start without torch.
+    import torch
+
+    from dinov2.neighbours import nearest
+
+    similarity, index = nearest(
+        torch.from_numpy(queries), torch.from_numpy(base), settings.k, exclude_self=inside
+    )
+    a, place = np.nonzero(similarity.numpy() >= settings.cosine)
+    pairs = np.stack([rows[a], columns[index.numpy()[a, place]]], axis=1)
+    return np.sort(pairs, axis=1) if inside else pairs

@@ -1,0 +1,115 @@
+"""Stage 7: what is left as WebDataset shards of original bytes, a manifest, a decision for every picture.
+
+Shards hold the pictures in the order of their ids; ids are hashes, so that is a shuffle which never
+changes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
+
+from curation.ingest import Ingested
+from curation.pieces import run_pieces
+from curation.run import Run
+from dinov2.data.manifest import DECISIONS_SCHEMA, MANIFEST_SCHEMA, write_format, write_manifest
+from dinov2.data.shards import ShardSample, write_shard
+from dinov2.data.sources import Source
+from dinov2.files import write_table
+
+BEFORE = ["ingest", "duplicates", "holdout", "retrieval", "budget"]
+DESCRIBED = ["uri", "source", "label", "split", "licence", "consent", "sha256", "format", "width", "height"]
+
+
+def run(run: Run) -> dict[str, Any]:
+    """Write shards, then `manifest.parquet` and `decisions.parquet`."""
+    source = run.sets["pool"]
+    pool = Ingested(run, "pool").table
+    live = np.flatnonzero(run.kept(pool["id"].combine_chunks(), BEFORE))
+    table = _joined(source, pool).take(pa.array(live))
+    size = run.config.write.shard
+    spans = [slice(at, at + size) for at in range(0, len(live), size)]
+    places = [run.stage("write") / f"{number:06d}.parquet" for number in range(len(spans))]
+    pieces = [
+        Piece(
+            run.folder / "shards" / f"{number:06d}.tar",
+            place,
+            source.select(live[span]),
+            table.slice(span.start, size),
+        )
+        for number, (span, place) in enumerate(zip(spans, places, strict=True))
+        if not place.exists()
+    ]
+    left = sum(len(piece.source) for piece in pieces)
+    run_pieces(
+        write_piece, pieces, workers=run.config.workers, what="write", total=len(live),
+        done=len(live) - left, unit="picture",
+    )  # fmt: skip
+    located = pa.concat_tables([parquet.read_table(place) for place in places])
+    for name in ("shard", "offset", "size"):
+        table = table.append_column(name, located[name])
+    write_manifest(run.folder / "manifest.parquet", table.select(MANIFEST_SCHEMA.names))
+    write_format(run.folder / "decisions.parquet", decisions(run, source, pool), DECISIONS_SCHEMA)
+    return {"pictures": len(live), "shards": len(spans)}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A shard: its path, where its offsets go, and its pictures with their columns of the manifest."""
+
+    path: Path
+    offsets: Path
+    source: Source
+    table: pa.Table
+
+
+def write_piece(piece: Piece) -> int:
+    """Write a shard, then the table of its offsets; returns how many pictures it has."""
+    places = write_shard(piece.path, _samples(piece))
+    offsets, sizes = zip(*places, strict=True)
+    table = {"shard": [f"shards/{piece.path.name}"] * len(places), "offset": offsets, "size": sizes}
+    schema = pa.schema({"shard": pa.string(), "offset": pa.int64(), "size": pa.int64()})
+    write_table(piece.offsets, pa.table(table, schema=schema))
+    return len(places)
+
+
+def _samples(piece: Piece) -> Iterator[ShardSample]:
+    for row, record in enumerate(piece.table.to_pylist()):
+        data = piece.source.read(row)
+        described = {key: record[key] for key in DESCRIBED if record[key] is not None}
+        yield ShardSample(record["id"], _extension(record), data, described, record["label"])
+
+
+def _extension(record: dict[str, Any]) -> str:
+    return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(record["format"], record["format"].lower())
+
+
+def decisions(run: Run, source: Source, pool: pa.Table) -> pa.Table:
+    """One row for every picture of the pool: kept, or which stage dropped it, for whom, and how alike."""
+    ids = pool["id"].combine_chunks()
+    dropped = pa.concat_tables(
+        [
+            table.append_column("dropped_by", pa.array([stage] * len(table), pa.string()))
+            for stage in BEFORE
+            for table in [run.dropped(stage)]
+        ]
+    )
+    place = pc.index_in(ids, value_set=dropped["id"].combine_chunks())
+    rows = dropped.select(["dropped_by", "evidence", "similarity", "error"]).take(place)
+    table = pa.table({"id": ids, "uri": source.table["uri"], "kept": pc.is_null(place)})
+    for name in rows.column_names:
+        table = table.append_column(name, rows[name])
+    return table
+
+
+def _joined(source: Source, pool: pa.Table) -> pa.Table:
+    """What the source says of its pictures beside what ingest found; both are in the order of ids."""
+    table = pool.drop_columns(["bytes", "error"])
+    for name in ("uri", "source", "label", "split", "licence", "consent"):
+        table = table.append_column(name, source.table[name])
+    return table
