@@ -56,7 +56,7 @@ STYLE: dict[str, Any] = {
 def style() -> Iterator[None]:
     """What is drawn inside the block looks like the rest of the page; afterwards all is as it was."""
     import matplotlib
-    from cycler import cycler
+    from matplotlib.rcsetup import cycler
 
     settings: Any = STYLE | {"axes.prop_cycle": cycler(color=SERIES)}
     with matplotlib.rc_context(settings):
