@@ -10,7 +10,7 @@ A label is the photograph that a window was cut from.
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow as pa
 from PIL import Image
 
 from demo import planted
+from demo.config import Plan
 from demo.geometry import Window
 from demo.photographs import UNWANTED, drawing, photographs, wanted_photographs
 from demo.windows import cut, place
@@ -39,19 +40,6 @@ TRUTH = pa.schema(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How many pictures of each kind to make."""
-
-    most_training: int = 200  # windows a photograph; fewer where there is no room
-    most_test: int = 48
-    seeds: float = 0.1  # of the training windows
-    fewest_seeds: int = 4  # a photograph
-    copies: int = 60  # of each kind
-    corrupt: int = 30
-    drawings: int = 120
-
-
 @dataclass
 class _File:
     data: bytes
@@ -66,10 +54,9 @@ class _File:
     path: str = field(default="", init=False)
 
 
-def make_pictures(folder: Path, seed: int = 0, plan: Plan | None = None) -> None:
+def make_pictures(folder: Path, seed: int, plan: Plan) -> None:
     """Fill `folder`, whole or not at all; what is there already from the same seed and plan stays."""
-    plan = plan or Plan()
-    made_by = {"seed": seed, "plan": vars(plan).copy()}
+    made_by = {"seed": seed, "plan": asdict(plan)}
     if (folder / "made_by.json").exists() and read_json(folder / "made_by.json") == made_by:
         return
     rng = random.Random(seed)

@@ -10,9 +10,10 @@ from PIL import Image, UnidentifiedImageError
 from pyarrow import parquet
 from scipy import ndimage, sparse
 
+from demo.config import Plan
 from demo.geometry import Window, overlap
 from demo.photographs import photographs, wanted_photographs
-from demo.pictures import Plan, make_pictures
+from demo.pictures import make_pictures
 from demo.windows import GAP, cut, place
 
 FINE = 2  # painted points per pixel, along each side
