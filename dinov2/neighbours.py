@@ -133,7 +133,7 @@ class _Search:
         self.rows, self.columns = (1024, 4096) if device.type == "cpu" else (8192, 16384)
         while self.rows * self.columns * 48 > budget and self.columns > BLOCK:
             self.rows, self.columns = max(1, self.rows // 2), self.columns // 2
-        self.settled_rows = max(1, min(self.rows, budget // (4 * (k + SLACK) * base.shape[1] * 12)))
+        self.settled_rows = max(1, min(2**20, budget // 32) // ((k + SLACK) * base.shape[1]))  # near the cache
 
     def settled(self, queries: Tensor, own: Tensor | None, rounding: float) -> Found:
         """The neighbours of these queries: proposed in float32, decided in float64."""
