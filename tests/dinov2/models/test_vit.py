@@ -9,7 +9,7 @@ import timm
 import torch
 
 from dinov2.exits import UserError
-from dinov2.models.attention import BACKENDS, available_backends, choose_backend, packed_attention
+from dinov2.models.attention import SHORT, available_backends, choose_backend, packed_attention
 from dinov2.models.config import SIZES, vit_config
 from dinov2.models.vit import VisionTransformer
 from tests.dinov2.models.weights import small_vit
@@ -57,10 +57,14 @@ BACKEND_RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("backend", "device", "dtype"), BACKEND_RUNS)
-def test_packed_crops_equal_separate_forwards(backend: str, device: str, dtype: torch.dtype) -> None:
+def skip_if_missing(backend: str, device: str, dtype: torch.dtype) -> None:
     if backend not in available_backends(torch.device(device), dtype):
         pytest.skip(f"{backend} is not installed here, or not for {dtype}")
+
+
+@pytest.mark.parametrize(("backend", "device", "dtype"), BACKEND_RUNS)
+def test_packed_crops_equal_separate_forwards(backend: str, device: str, dtype: torch.dtype) -> None:
+    skip_if_missing(backend, device, dtype)
     vit = small_vit().to(device)
     crops, masks = crops_and_masks(device)
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
@@ -73,16 +77,32 @@ def test_packed_crops_equal_separate_forwards(backend: str, device: str, dtype: 
         assert (ours - theirs).abs().max() <= TOLERANCE[dtype] * theirs.abs().max().clamp(min=1)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", list(BACKENDS))
-def test_attention_on_cuda_equals_float64(backend: str) -> None:
-    dtype = torch.bfloat16
-    if backend not in available_backends(torch.device("cuda"), dtype):
-        pytest.skip(f"{backend} is not installed here")
-    groups = ((2, 37), (5, 16))
-    q, k, v = torch.randn(3, 154, 3, 64, device="cuda", dtype=dtype)
-    expected = packed_attention(q.double(), k.double(), v.double(), groups, "sdpa")
-    assert (packed_attention(q, k, v, groups, backend).double() - expected).abs().max() < 2e-2
+@pytest.mark.parametrize(("backend", "device", "dtype"), BACKEND_RUNS)
+def test_attention_equals_float64(backend: str, device: str, dtype: torch.dtype) -> None:
+    """In value and gradients, for crops on both sides of `SHORT`."""
+    skip_if_missing(backend, device, dtype)
+    groups = ((2, 37), (1, SHORT + 1))
+    tokens = sum(count * length for count, length in groups)
+    q, k, v, gradient = 1.5 * torch.randn(4, tokens, 3, 64, generator=torch.Generator().manual_seed(0))
+    k = (q + k) / 2  # a token attends to itself first of all
+
+    def run(device: str, dtype: torch.dtype, backend: str) -> list[torch.Tensor]:
+        inputs = [part.to(device, dtype, copy=True).requires_grad_() for part in (q, k, v)]
+        output = packed_attention(inputs[0], inputs[1], inputs[2], groups, backend)
+        gradients = torch.autograd.grad(output, inputs, gradient.to(device, dtype))
+        return [result.double().cpu() for result in (output, *gradients)]
+
+    for ours, exact in zip(run(device, dtype, backend), run("cpu", torch.float64, "sdpa"), strict=True):
+        assert (ours - exact).norm() < TOLERANCE[dtype] * exact.norm()
+
+
+def test_crops_do_not_see_each_other() -> None:
+    q, k, v = torch.randn(3, 2, 30, 8, dtype=torch.float64)
+    mask = torch.block_diag(*[torch.ones(length, length) for length in (7, 7, 16)]) == 1
+    expected = (q @ k.mT / 8**0.5).masked_fill(~mask, float("-inf")).softmax(dim=-1) @ v
+    groups = ((2, 7), (1, 16))
+    ours = packed_attention(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), groups, "sdpa")
+    assert torch.allclose(ours.transpose(0, 1), expected)
 
 
 def test_the_choice_of_attention_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
