@@ -13,9 +13,7 @@ GPU_PYTHON ?= .venv/bin/python
 OUTPUT ?= demo-output
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-# pyright fetches itself once through npm; keep it with the environment, and use the node of the pinned wheel
-export PYRIGHT_PYTHON_CACHE_DIR = $(CURDIR)/.venv/pyright
-export PYRIGHT_PYTHON_GLOBAL_NODE = off
+# pyright and its node come in wheels; without this it would ask a registry whether there is a newer one
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = on
 
 .DEFAULT_GOAL := help
