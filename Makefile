@@ -5,8 +5,8 @@
 #   make install              .venv alone; PYTHON=python3.12 makes it with another interpreter (3.11 to 3.13)
 #   make test                 all quick tests, 15 minutes on 2 cores; make test-long has the others
 #   make lint types contract  ruff, pyright, import-linter;  make format mends what ruff can
-#   make gpu                  tests marked gpu and a short training; GPU_PYTHON=python3 takes an interpreter
-#                             that already holds a CUDA torch and the dependencies
+#   make gpu                  tests marked gpu, and the demo with its training on the GPU; GPU_PYTHON=python3
+#                             takes an interpreter that already holds a CUDA torch and the dependencies
 
 PYTHON ?= python3
 GPU_PYTHON ?= .venv/bin/python
@@ -39,7 +39,7 @@ install: .venv/.installed
 	@touch $@
 
 demo: .venv/.installed
-	.venv/bin/python -m demo output='$(OUTPUT)' $(if $(IMAGES),images='$(IMAGES)')
+	.venv/bin/python -m demo output='$(OUTPUT)' $(if $(IMAGES),images='$(subst ','\'',$(IMAGES))')
 
 test: .venv/.installed-test
 	.venv/bin/python -m pytest -q -m 'not gpu and not long'
@@ -64,6 +64,7 @@ contract: .venv/.installed-test
 # only the default interpreter is ours to install into
 gpu: $(if $(filter .venv/bin/python,$(GPU_PYTHON)),.venv/.installed-test)
 	$(GPU_PYTHON) -m pytest -q -m gpu
+	$(GPU_PYTHON) -m demo output=gpu-output
 
 clean:
-	rm -rf .venv '$(OUTPUT)' .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv '$(OUTPUT)' gpu-output .pytest_cache .ruff_cache .import_linter_cache .hypothesis
