@@ -24,12 +24,14 @@ class Backbone(nn.Module):
         embed_dim: width of the CLS and patch tokens.
         patch_size: pixels along a side of what one patch token stands for.
         image_size: pixels along a side of the images that it was made for.
+        n_blocks: how many layers `get_intermediate_layers` can give.
         normalisation: mean and standard deviation of each channel that input in 0 to 1 is normalised with.
     """
 
     embed_dim: int
     patch_size: int
     image_size: int
+    n_blocks: int
     normalisation: Normalisation = IMAGENET
 
     @abstractmethod

@@ -33,6 +33,7 @@ class TimmBackbone(Backbone):
         self.embed_dim = int(getattr(self.model, "head_hidden_size", self.model.num_features))
         self.patch_size = int(self.model.feature_info[-1]["reduction"])
         self.image_size = int(self.model.pretrained_cfg["input_size"][-1])
+        self.n_blocks = len(self.model.feature_info)
         self.normalisation = tuple(self.model.pretrained_cfg["mean"]), tuple(self.model.pretrained_cfg["std"])
         self.prefix = int(getattr(self.model, "num_prefix_tokens", 0))
         has_cls = getattr(self.model, "has_class_token", getattr(self.model, "cls_token", None) is not None)
