@@ -1,4 +1,4 @@
-"""Which patches of which global crops the student does not see (iBOT sec. 3.1, DINOv2 sec. 4 and appendix B)."""
+"""Which patches of which global crops the student does not see, block-wise (BEiT sec. 2.3, iBOT, DINOv2)."""
 
 import math
 from collections.abc import Sequence
@@ -43,8 +43,10 @@ def draw_masks(
     `grid` is (rows, columns) of patches; `crops` are indices among all `total` global crops of the step over
     all ranks (view * global_batch + place in the batch). The result is a pure function of (seed, step, crop),
     so that any division among ranks gives the same masks. Of the `total`, exactly round(total * probability)
-    are masked; the k-th of these, in random order, has its ratio drawn from the k-th of as many equal parts of
-    `config.ratio`, and exactly round(ratio * patches) masked patches, at least one.
+    are masked. The k-th of these, in random order, has its ratio drawn from the k-th of as many equal parts
+    of `config.ratio`, and exactly round(ratio * patches) masked patches, at least one: as many rectangles as
+    are found to fit, the rest single patches at random (2% of the masked patches on a 16 x 16 grid, 8% on
+    8 x 8, 30% on 4 x 4).
     """
     masked = round(total * config.probability)
     strata = Permutation(total, derive_seed("strata", seed, step))

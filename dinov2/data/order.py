@@ -87,9 +87,9 @@ class Permutation:
 class Order:
     """Every epoch an exact permutation of `count` rows, a different one each time.
 
-    With a `window`, reads stay near each other: storage order is cut into blocks of `block` rows (give about
-    the rows of a shard), the blocks are permuted, and rows are permuted within runs of `window` blocks, so that
-    about window + 2 blocks are in use at any time. The ragged last block takes a random place among the
+    With a `window`, reads stay near each other: storage order is cut into blocks of `block` rows (about
+    those of a shard), the blocks are permuted, and rows are permuted within runs of `window` blocks, so that
+    at most window + 2 blocks are in use at any time. The ragged last block takes a random place among the
     others, and the bounds of the runs move from epoch to epoch.
     """
 

@@ -1,0 +1,253 @@
+"""Multi-crop augmentation, uint8 in and out (DINO sec. 3.1 and appendix; BYOL appendix B; DINOv2 appendix B).
+
+What is done to each crop is drawn first, from a generator of the sample's own, and then carried out: the
+global random state is neither used nor changed. Resizing runs on uint8 tensors and colours on Pillow
+pictures, whichever torchvision is faster at; blurring is separated into columns and rows and done for all
+blurred crops at once. But for roundings, pixels equal those of torchvision's transforms on Pillow pictures.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, NamedTuple
+
+import dinov2.vision_ops  # noqa: F401  # for what its import does: torchvision can be imported
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+from torchvision.transforms.v2 import functional as F
+
+from dinov2.config import listed, one_of
+from dinov2.exits import UserError
+
+# Probabilities of blurring global crop 1, global crop 2 and a local crop. The published code inverts the
+# probability that its settings name, and the published weights were trained that way.
+BLUR = {"as_intended": (1.0, 0.1, 0.5), "as_released": (0.0, 0.9, 0.5)}
+SOLARISE_FROM = 128
+ASPECT = (3 / 4, 4 / 3)  # width / height of a crop's box
+ATTEMPTS = 10  # boxes that do not fit into the picture before the middle of it is taken
+COLOURS: tuple[Callable[[Any, float], Any], ...] = (
+    F.adjust_brightness,
+    F.adjust_contrast,
+    F.adjust_saturation,
+    F.adjust_hue,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Two global crops and some local ones of every picture, and what is done to them."""
+
+    global_size: int = 224  # pixels, a multiple of the patch size
+    global_scale: list[float] = listed(0.32, 1.0)  # of the picture's area
+    local_size: int = 96  # 98 for patches of 14
+    local_scale: list[float] = listed(0.05, 0.32)
+    local_crops: int = 8
+    flip_p: float = 0.5
+    jitter: list[float] = listed(0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    jitter_p: float = 0.8
+    grey_p: float = 0.2
+    blur: str = "as_intended"  # or as_released
+    blur_kernel: int = 9  # pixels, odd
+    blur_sigma: list[float] = listed(0.1, 2.0)
+    solarise_p: float = 0.2  # of the second global crop
+    mean: list[float] = listed(0.485, 0.456, 0.406)  # of the pixels in [0, 1], per channel
+    std: list[float] = listed(0.229, 0.224, 0.225)
+    scaled_decode: bool = True  # read a large JPEG at 1/2, 1/4 or 1/8 where no crop is enlarged by that
+
+    def __post_init__(self) -> None:
+        one_of(self.blur, BLUR, "blur")
+        for key in ("flip_p", "jitter_p", "grey_p", "solarise_p"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"{key}={getattr(self, key)} should lie between 0 and 1")
+        for key, limit in (("global_scale", 1.0), ("local_scale", 1.0), ("blur_sigma", math.inf)):
+            given = getattr(self, key)
+            if len(given) != 2 or not 0 < given[0] <= given[1] <= limit:
+                raise UserError(f"{key}={given} should be two numbers, 0 < low <= high <= {limit}")
+        if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[3] > 0.5:
+            raise UserError(f"jitter={self.jitter} should be four numbers from 0 on, the last at most 0.5")
+        if self.blur_kernel % 2 == 0 or not 0 < self.blur_kernel < 2 * min(self.global_size, self.local_size):
+            raise UserError(f"blur_kernel={self.blur_kernel} should be odd and less than twice the crop size")
+        if self.local_crops < 0 or len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise UserError("local_crops should be 0 or more, mean and std of equal length, std above 0")
+
+
+class CropKind(NamedTuple):
+    """What distinguishes the first global crop, the second, and the local ones."""
+
+    size: int
+    scale: Sequence[float]
+    blur_p: float
+    solarise_p: float
+
+
+class CropPlan(NamedTuple):
+    """All that was drawn for one crop, in the order in which it is carried out."""
+
+    box: tuple[int, int, int, int]  # top, left, height, width
+    flip: bool
+    colours: list[tuple[int, float]]  # index into COLOURS and amount
+    grey: bool
+    sigma: float | None
+    solarise: bool
+
+
+class MultiCrop:
+    """The augmentation of one picture: `global, local = crop(image, seed)`. Same seed, same bytes."""
+
+    def __init__(self, config: AugmentConfig) -> None:
+        first, second, local = BLUR[config.blur]
+        self.config = config
+        self.global_kinds = [
+            CropKind(config.global_size, config.global_scale, first, 0.0),
+            CropKind(config.global_size, config.global_scale, second, config.solarise_p),
+        ]
+        self.local_kinds = [CropKind(config.local_size, config.local_scale, local, 0.0)] * config.local_crops
+
+    @property
+    def short_side(self) -> int | None:
+        """Pixels that a picture's short side may be reduced to without any crop being enlarged for it."""
+        if not self.config.scaled_decode:
+            return None
+        kinds = self.global_kinds + self.local_kinds
+        return math.ceil(max(kind.size / math.sqrt(kind.scale[0] * ASPECT[0]) for kind in kinds))
+
+    def __call__(
+        self, image: Image.Image, seed: int
+    ) -> tuple[UInt8[Tensor, "2 channels height width"], UInt8[Tensor, "local channels height width"]]:
+        """Crops of an RGB picture; runs in the calling thread and leaves the global random state alone."""
+        random = Random(seed)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return (
+            self._crops(pixels, self.global_kinds, self.config.global_size, random),
+            self._crops(pixels, self.local_kinds, self.config.local_size, random),
+        )
+
+    def _crops(
+        self,
+        pixels: UInt8[Tensor, "channels height width"],
+        kinds: Sequence[CropKind],
+        size: int,
+        random: Random,
+    ) -> UInt8[Tensor, "crops channels size size"]:
+        _, height, width = pixels.shape
+        plans = [draw_plan(self.config, kind, height, width, random) for kind in kinds]
+        crops = torch.empty(len(kinds), len(pixels), size, size, dtype=torch.uint8)
+        for crop, plan in zip(crops, plans, strict=True):
+            crop.copy_(_cut(pixels, plan, size))
+        if blurred := [index for index, plan in enumerate(plans) if plan.sigma is not None]:
+            sigmas = [plan.sigma for plan in plans if plan.sigma is not None]
+            crops[blurred] = blur(crops[blurred], sigmas, self.config.blur_kernel)
+        for crop, plan in zip(crops, plans, strict=True):
+            if plan.solarise:
+                crop.copy_(F.solarize(crop, SOLARISE_FROM))
+        return crops
+
+
+def draw_plan(config: AugmentConfig, kind: CropKind, height: int, width: int, random: Random) -> CropPlan:
+    """What will be done to one crop of a picture of height x width pixels.
+
+    Uses nothing of `random` but `.random()`, the one method that is the same in every Python.
+    """
+    box = _draw_box(kind.scale, height, width, random)
+    flip = random.random() < config.flip_p
+    colours = _draw_colours(config.jitter, random) if random.random() < config.jitter_p else []
+    grey = random.random() < config.grey_p
+    sigma = _between(config.blur_sigma, random) if random.random() < kind.blur_p else None
+    return CropPlan(box, flip, colours, grey, sigma, random.random() < kind.solarise_p)
+
+
+def _between(ends: Sequence[float], random: Random) -> float:
+    return ends[0] + (ends[1] - ends[0]) * random.random()
+
+
+def _draw_box(scale: Sequence[float], height: int, width: int, random: Random) -> tuple[int, int, int, int]:
+    """A random resized crop: area uniform in `scale`, aspect uniform in the logarithm between 3/4 and 4/3."""
+    aspects = math.log(ASPECT[0]), math.log(ASPECT[1])
+    for _ in range(ATTEMPTS):
+        area = height * width * _between(scale, random)
+        aspect = math.exp(_between(aspects, random))
+        across, down = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < across <= width and 0 < down <= height:
+            top = int(random.random() * (height - down + 1))
+            return top, int(random.random() * (width - across + 1)), down, across
+    across = min(width, max(1, round(height * ASPECT[1])))  # a long, narrow picture: the middle of it
+    down = min(height, max(1, round(width / ASPECT[0])))
+    return (height - down) // 2, (width - across) // 2, down, across
+
+
+def _draw_colours(jitter: Sequence[float], random: Random) -> list[tuple[int, float]]:
+    """Amounts of the four colour changes, in random order; those that change nothing are left out."""
+    light = [_between((max(0.0, 1 - most), 1 + most), random) for most in jitter[:3]]
+    amounts = [*light, _between((-jitter[3], jitter[3]), random)]
+    order = sorted(range(4), key=lambda _: random.random())
+    return [(index, amounts[index]) for index in order if jitter[index] > 0]
+
+
+def _cut(
+    pixels: UInt8[Tensor, "channels height width"], plan: CropPlan, size: int
+) -> UInt8[Tensor, "channels size size"]:
+    """Cuts, resizes (bicubic, antialiased), flips and colours one crop; channels are last in memory."""
+    top, left, height, width = plan.box
+    box = pixels[None, :, top : top + height, left : left + width]
+    box = box.contiguous(
+        memory_format=torch.channels_last
+    )  # the faster way through the resize, and to Pillow
+    # what torchvision's resize calls, without what it does around it: half of the time of a small crop
+    crop = interpolate(box, size=(size, size), mode="bicubic", antialias=True)[0]
+    if plan.flip:
+        crop = F.horizontal_flip(crop)
+    if not plan.colours and not plan.grey:
+        return crop
+    image: Any = Image.fromarray(crop.permute(1, 2, 0).numpy())  # Any: F takes Pillow's pictures, untyped
+    for index, amount in plan.colours:
+        image = COLOURS[index](image, amount)
+    if plan.grey:
+        image = F.rgb_to_grayscale(image, num_output_channels=3)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def blur(
+    crops: UInt8[Tensor, "crops channels height width"], sigmas: Sequence[float], kernel: int
+) -> UInt8[Tensor, "crops channels height width"]:
+    """Gaussian blur, every crop with its own sigma in pixels; equals torchvision's within one level.
+
+    Only additions and multiplications of whole tensors: several times faster than a convolution for these
+    sizes, and the same bits for any number of threads and crops.
+    """
+    reach = kernel // 2
+    distances = torch.arange(-reach, reach + 1) / torch.tensor(sigmas)[:, None]
+    weights = torch.exp(-(distances**2) / 2)
+    weights = (weights / weights.sum(dim=1, keepdim=True))[:, :, None, None, None]
+    padded = pad(crops.float(), (reach, reach, reach, reach), mode="reflect")
+    return _slide(_slide(padded, weights, dim=2), weights, dim=3).round_().to(torch.uint8)
+
+
+def _slide(
+    padded: Float[Tensor, "crops channels height width"],
+    weights: Float[Tensor, "crops kernel 1 1 1"],
+    dim: int,
+) -> Float[Tensor, "crops channels height width"]:
+    """Weighted sums of neighbours along one dimension, which becomes shorter by kernel - 1."""
+    length = padded.shape[dim] - weights.shape[1] + 1
+    total = padded.narrow(dim, 0, length) * weights[:, 0]
+    for offset in range(1, weights.shape[1]):
+        total.addcmul_(padded.narrow(dim, offset, length), weights[:, offset])
+    return total
+
+
+def normalise(
+    crops: UInt8[Tensor, "crops channels height width"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "crops channels height width"]:
+    """(crops / 255 - mean) / std on the crops' device, computed in float32 and returned as `dtype`."""
+    middle = torch.tensor(mean, device=crops.device)[:, None, None]
+    spread = torch.tensor(std, device=crops.device)[:, None, None]
+    return crops.float().mul_(1 / (255 * spread)).sub_(middle / spread).to(dtype)
