@@ -89,7 +89,7 @@ def _crop_starts(groups: Groups, device: torch.device) -> Int[Tensor, " starts"]
 
 @lru_cache(maxsize=64)
 def _block_mask(groups: Groups, device: torch.device) -> object:
-    from xformers.ops.fmha import BlockDiagonalMask  # pyright: ignore  # of the extra gpu
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask  # pyright: ignore  # of the extra gpu
 
     lengths = [length for count, length in groups for _ in range(count)]
     return BlockDiagonalMask.from_seqlens(lengths, device=device)

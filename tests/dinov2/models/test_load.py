@@ -83,6 +83,7 @@ def test_timm_models_answer_to_the_interface(name: str) -> None:
         assert torch.equal(backbone(images), features["x_norm_clstoken"])
         pooled = timm_model(backbone)(images)  # without a classifier: what it would get
         assert torch.allclose(features["x_norm_clstoken"], pooled, atol=1e-5)
+        assert len(backbone.get_intermediate_layers(images, n=backbone.n_blocks)) == backbone.n_blocks
         pairs = backbone.get_intermediate_layers(images, n=2, reshape=True, return_class_token=True)
         assert pairs[-1][0].shape == (2, backbone.embed_dim, side, side)
         assert pairs[-1][1].shape == (2, backbone.embed_dim)
