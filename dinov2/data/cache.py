@@ -16,9 +16,11 @@ from pathlib import Path
 
 from dinov2.files import lock
 
-REMOTE = ("http://", "https://", "pipe:")
+URLS = ("http://", "https://")
+REMOTE = (*URLS, "pipe:")
 LIMIT = 64 << 30  # bytes of copies
-ATTEMPTS, PATIENCE = 3, 60  # tries, and seconds of silence before a connection is given up
+PATIENCE = 60  # seconds of silence before a connection is given up
+PAUSES = (1.0, 5.0)  # seconds before the second and third try
 OPEN_FILES = 64
 TABLE_AGE = 30 * 86400  # seconds after which a table that was sent to workers is deleted
 HEADERS = {"User-Agent": "dinov2-pipeline"}
@@ -26,6 +28,10 @@ HEADERS = {"User-Agent": "dinov2-pipeline"}
 
 def is_remote(address: str) -> bool:
     return address.startswith(REMOTE)
+
+
+def is_url(address: str) -> bool:
+    return address.startswith(URLS)
 
 
 def short_hash(text: str) -> str:
@@ -49,8 +55,9 @@ class Cache:
     """
 
     def __init__(self, folder: Path | str | None = None, limit: int = LIMIT) -> None:
-        self.folder = Path(folder) if folder is not None else default_folder()
+        self.folder = Path(folder).expanduser() if folder is not None else default_folder()
         self.limit = limit
+        self.pauses = PAUSES
         self.unswept: int | None = None  # bytes copied since this process last looked; None: never looked
 
     def index_path(self, address: str) -> Path:
@@ -97,7 +104,7 @@ class Cache:
 
     def _download(self, address: str, part: Path) -> None:
         url, _, wanted = address.partition("#version=")
-        for attempt in range(ATTEMPTS):
+        for pause in (*self.pauses, None):
             try:
                 request = urllib.request.Request(url, headers=HEADERS)
                 with urllib.request.urlopen(request, timeout=PATIENCE) as answer, open(part, "wb") as file:
@@ -111,9 +118,9 @@ class Cache:
                     return
             except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
                 refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-                if refused or attempt == ATTEMPTS - 1:
+                if refused or pause is None:
                     raise OSError(f"{url} cannot be fetched: {getattr(error, 'reason', error)}") from error
-                time.sleep(2**attempt)
+                time.sleep(pause)
 
     def _make_room(self, size: int, address: str) -> None:
         """Delete the copies used longest ago until `size` more bytes fit."""
@@ -136,7 +143,10 @@ class Cache:
 
 
 class OpenFiles:
-    """Files opened on first use and kept open, a bounded number, in each process for itself."""
+    """Local files opened on first use and kept open, a bounded number, in each process for itself.
+
+    Remote copies are opened anew each time: one that is kept open would hold disk space beyond the limit.
+    """
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
@@ -145,30 +155,35 @@ class OpenFiles:
 
     def get(self, address: str) -> io.FileIO:
         """An open file. It stays open as long as the caller holds it, even if it leaves the collection."""
+        if is_remote(address):
+            return self.cache.open(address)
         with self._lock:
             file = self._files.get(address)
             if file is not None:
                 self._files.move_to_end(address)
                 return file
-        file = self.cache.open(address) if is_remote(address) else io.FileIO(address)
+        file = io.FileIO(address)
         with self._lock:
             self._files[address] = file
             if len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)
         return file
 
+    def forget(self, address: str) -> None:
+        """Open it anew next time."""
+        with self._lock:
+            self._files.pop(address, None)
+
     def __reduce__(self) -> tuple[type["OpenFiles"], tuple[Cache]]:
         return OpenFiles, (self.cache,)
 
 
 def remote_version(address: str) -> str:
-    """What tells one version of a URL from the next: its ETag, else its date and length; "" if unknown.
+    """What tells one version of a URL from the next: its ETag, else its date; "" if unknown.
 
     Raises:
         OSError: the server refuses, or cannot be reached.
     """
-    if address.startswith("pipe:"):
-        return ""
     request = urllib.request.Request(address, headers=HEADERS, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
@@ -182,9 +197,8 @@ def remote_version(address: str) -> str:
 
 
 def _version(headers: Message) -> str:
-    tag = headers.get("ETag")
-    date, length = (headers.get(name) or "" for name in ("Last-Modified", "Content-Length"))
-    return short_hash(tag or date + length) if tag or date else ""
+    stamp = headers.get("ETag") or headers.get("Last-Modified")
+    return short_hash(stamp) if stamp else ""
 
 
 def _run(command: str, part: Path) -> None:

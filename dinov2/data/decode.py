@@ -10,6 +10,7 @@ What it does with odd pictures:
 """
 
 import io
+import logging
 import re
 import warnings
 from functools import cache
@@ -31,6 +32,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+PILLOW_LOG = logging.getLogger("PIL")
 QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -41,8 +43,8 @@ class Unreadable(Exception):
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
     """Decode a picture to mode RGB.
 
-    From the first call on, Pillow's warnings, which go to standard error, are off in this process: what
-    matters about a file is said by the exception.
+    From the first call on, Pillow's warnings and log, which go to standard error, are off in this process:
+    what matters about a file is said by the exception.
 
     Args:
         max_pixels: refuse larger pictures before decoding them. Pillow refuses above `MAX_PIXELS` by itself.
@@ -87,6 +89,8 @@ def _quieten() -> None:
     """Put our filter first where it is not; `catch_warnings` is not safe in threads before Python 3.14."""
     if not warnings.filters or warnings.filters[0] != QUIET:
         warnings.filterwarnings("ignore", module=QUIET[3].pattern)
+    if PILLOW_LOG.level == logging.NOTSET:
+        PILLOW_LOG.setLevel(logging.CRITICAL)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -101,7 +105,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image
+        # Others may hold on to their decoder's memory, or to an orientation that has been dealt with.
+        return image if image.format == "JPEG" and "exif" not in image.info else image.copy()
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBa", "La"):
@@ -119,17 +124,18 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 def _eight_bit(values: np.ndarray) -> np.ndarray:
     """Integers or floats of any range as 8-bit grey; see the module's docstring."""
-    numbers = values.astype(np.float64)
-    if values.dtype.kind == "f":
-        numbers = np.nan_to_num(numbers, nan=0.0, posinf=0.0, neginf=0.0)
-        scales = (1.0, 255.0)
-    else:
-        scales = tuple(float(2**bits - 1) for bits in DEPTHS)
-    least, most = float(numbers.min()), float(numbers.max())
+    strips = np.array_split(values, min(len(values), 1 + (values.size >> 20)))  # bounds the memory
+    least = min(float(_finite(strip).min()) for strip in strips)
+    most = max(float(_finite(strip).max()) for strip in strips)
+    scales = (1.0, 255.0) if values.dtype.kind == "f" else tuple(float(2**bits - 1) for bits in DEPTHS)
     scale = next((scale for scale in scales if least >= 0 and most <= scale), None)
-    if scale is None:
-        numbers, scale = numbers - least, (most - least) or 1.0
-    return np.rint(numbers * (255.0 / scale)).astype(np.uint8)
+    lowest = 0.0 if scale else least
+    factor = 255.0 / (scale or (most - least) or 1.0)
+    return np.concatenate([np.rint((_finite(strip) - lowest) * factor).astype(np.uint8) for strip in strips])
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _reason(data: bytes, error: Exception) -> str:

@@ -96,7 +96,9 @@ def _pattern(spec: Spec, pattern: str, cache: Cache) -> pa.Table:
 
 def _matches(pattern: str) -> list[str]:
     if not glob.has_magic(pattern):
-        return [pattern]  # if it is missing, it will be named
+        if not os.path.exists(pattern):
+            raise UserError(f"{pattern} does not exist")
+        return [pattern]
     found = sorted(glob.glob(pattern, recursive=True))
     if not found:
         raise UserError(f"nothing matches {pattern}")
@@ -170,7 +172,7 @@ def _is_manifest(path: Path) -> bool:
     try:
         return declared_format(parquet.read_schema(path))[0] == declared_format(MANIFEST_SCHEMA)[0]
     except (pa.ArrowInvalid, OSError):
-        return False
+        return path.name == "manifest.parquet"  # reading it will say what is wrong
 
 
 def _manifest(path: Path) -> pa.Table:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
-from dinov2.data.cache import is_remote
+from dinov2.data.cache import is_url
 from dinov2.data.manifest import declared_format
 from dinov2.data.tars import on_disk
 from dinov2.data.trees import known_splits
@@ -33,9 +33,12 @@ def read_list(path: Path) -> pa.Table:
         UserError: the file cannot be read, or has no column of paths.
     """
     try:
-        table = _read(path)
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        return _listed(path, _read(path))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a list: {str(error).splitlines()[0]}") from None
+
+
+def _listed(path: Path, table: pa.Table) -> pa.Table:
     chosen = {name: _column(table, aliases) for name, aliases in COLUMNS.items()}
     if chosen["uri"] is None:
         found = ", ".join(table.column_names)
@@ -53,20 +56,20 @@ def sizes_of(uris: pa.ChunkedArray, folder: str, path: Path) -> pa.Array:
         UserError: none of the files exists.
     """
     sizes = [_size(os.path.join(folder, on_disk(uri))) for uri in uris.to_pylist()]
-    if not any(size is not None for size in sizes) and not all(is_remote(uri) for uri in uris.to_pylist()):
+    if not any(size is not None for size in sizes) and not all(is_url(uri) for uri in uris.to_pylist()):
         raise UserError(f"none of the files listed in {path} exists; paths count from its folder: {uris[0]}")
     return pa.array(sizes, pa.int64())
 
 
 def _read(path: Path) -> pa.Table:
     if path.suffix == ".parquet":
-        declared = declared_format(parquet.read_schema(path))[0]
+        schema = parquet.read_schema(path)
+        declared = declared_format(schema)[0]
         if declared.startswith("dinov2."):
             raise UserError(f"{path} is {declared}, not a source of pictures; name a manifest or a list")
         wanted = {alias for aliases in COLUMNS.values() for alias in aliases}
-        names = parquet.read_schema(path).names
-        used = [name for name in names if name.lower() in wanted]
-        return parquet.read_table(path, columns=used or names)
+        used = [name for name in schema.names if name.strip().lower() in wanted]
+        return parquet.read_table(path, columns=used) if used else schema.empty_table()
     if path.suffix in (".csv", ".tsv"):
         return _read_csv(path)
     lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())

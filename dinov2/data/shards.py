@@ -1,7 +1,6 @@
 """Writing WebDataset shards: tars whose bytes depend on nothing but the samples."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +39,7 @@ def write_shard(path: Path | str, samples: Iterable[ShardSample]) -> list[tuple[
     Returns:
         Offset and size in bytes of each picture's payload, in the order of the samples, as read back.
     """
-    from webdataset import TarWriter  # takes more than a second to import
+    from webdataset.writer import TarWriter  # takes more than a second to import
 
     names = []
     with write_whole(path, "w+b") as file:

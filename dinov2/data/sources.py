@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dinov2.data.cache import Cache, OpenFiles, is_remote
+from dinov2.data.cache import Cache, OpenFiles, is_url
 from dinov2.data.decode import Unreadable
 from dinov2.data.gather import rows_of
 from dinov2.data.specs import SPLITS, Spec, parse
@@ -87,7 +87,7 @@ class Source:
         return Source(self.name, _trimmed(self.table.take(indices)), self._files)
 
     def _whole(self, folder: str, uri: str) -> bytes:
-        if is_remote(uri):
+        if is_url(uri):
             with self._files.cache.open(uri) as file:
                 return file.readall()
         with open(os.path.join(folder, on_disk(uri)), "rb") as file:
@@ -95,7 +95,12 @@ class Source:
 
     def _part(self, path: str, offset: int, size: int) -> bytes:
         file = self._files.get(path)
-        data = os.pread(file.fileno(), size, offset)
+        try:
+            data = os.pread(file.fileno(), size, offset)
+        except OSError:  # a file server may have let go of a file that was open for long
+            self._files.forget(path)
+            file = self._files.get(path)
+            data = os.pread(file.fileno(), size, offset)
         if len(data) != size:
             raise Unreadable(f"{path} ends after {len(data):,} of the {size:,} bytes of this picture")
         return data

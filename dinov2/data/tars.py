@@ -152,7 +152,10 @@ def members(file: int, length: int) -> Iterator[Member]:
 
 
 def _indexed(address: str, cache: Cache) -> tuple[str, TarIndex]:
-    if is_remote(address):
+    if address.startswith("pipe:"):  # has no version; at least its length must not have changed
+        with cache.open(address) as file:
+            version, source, kept_as = str(os.fstat(file.fileno()).st_size), address, address
+    elif is_remote(address):
         version = remote_version(address)
         source = f"{address}#version={version}" if version else address
         kept_as = address

@@ -69,7 +69,8 @@ def known_splits(words: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _files(root: str) -> Iterator[tuple[str, int | None]]:
     extensions = picture_extensions()
-    pending = [("", frozenset({_identity(root)}))]
+    found = os.stat(root)
+    pending = [("", frozenset({(found.st_dev, found.st_ino)}))]
     while pending:
         folder, above = pending.pop()
         try:
@@ -79,26 +80,14 @@ def _files(root: str) -> Iterator[tuple[str, int | None]]:
                     if name[0] == ".":
                         continue
                     if entry.is_dir():
-                        pending.extend(_below(entry, f"{folder}{name}/", above))
+                        inside = entry.stat()
+                        identity = (inside.st_dev, inside.st_ino)
+                        if identity not in above:  # else a link back to a folder that it lies in
+                            pending.append((f"{folder}{name}/", above | {identity}))
                     elif name.rpartition(".")[2].lower() in extensions:
                         yield printable(folder + name), _size(entry)
         except OSError as error:
             raise UserError(f"{os.path.join(root, folder)} cannot be listed: {error.strerror}") from None
-
-
-def _below(
-    entry: "os.DirEntry[str]", name: str, above: frozenset[tuple[int, int]]
-) -> list[tuple[str, frozenset[tuple[int, int]]]]:
-    """A folder to visit, unless it is a symbolic link back to one that it lies in."""
-    if not entry.is_symlink():
-        return [(name, above)]
-    target = _identity(entry.path)
-    return [] if target in above else [(name, above | {target})]
-
-
-def _identity(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
 
 
 def _size(entry: "os.DirEntry[str]") -> int | None:
