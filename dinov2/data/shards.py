@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from dinov2.data.tars import members
 from dinov2.files import write_whole
@@ -43,7 +43,8 @@ def write_shard(path: Path | str, samples: Iterable[ShardSample]) -> list[tuple[
 
     names = []
     with write_whole(path, "w+b") as file:
-        with TarWriter(file, encoder=False, user=OWNER, group=OWNER, mode=0o644, mtime=0) as tar:
+        stream = cast(BinaryIO, file)
+        with TarWriter(stream, encoder=False, user=OWNER, group=OWNER, mode=0o644, mtime=0) as tar:
             for sample in samples:
                 extension = sample.extension.lstrip(".").lower()
                 names.append(f"{sample.id}.{extension}")

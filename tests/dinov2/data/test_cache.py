@@ -29,16 +29,19 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(SimpleHTTPRequestHandler):
-    server: Server
+    @property
+    def served(self) -> Server:
+        assert isinstance(self.server, Server)
+        return self.server
 
     def translate_path(self, path: str) -> str:
-        return str(self.server.folder) + path
+        return str(self.served.folder) + path
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        if not self.server.cuts:
+        self.served.asked.append(self.path)
+        if not self.served.cuts:
             return super().do_GET()
-        self.server.cuts -= 1
+        self.served.cuts -= 1
         data = Path(self.translate_path(self.path)).read_bytes()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))

@@ -55,16 +55,16 @@ def test_a_manifest_is_sorted_and_its_bytes_depend_on_its_rows_alone(tmp_path: P
 
 
 def test_formats_come_back_as_they_were(tmp_path: Path) -> None:
-    tables = {
-        DECISIONS_SCHEMA: {"id": ["a"], "uri": ["u"], "kept": [False], "dropped_by": ["duplicates"],
-                           "evidence": ["b"], "similarity": [0.5], "error": [None]},
-        EDGES_SCHEMA: {"a": ["a"], "b": ["b"], "similarity": [0.5], "kind": ["duplicate"]},
-        clusters_schema(2): {"id": ["a"], "level_0": [7], "level_1": [1], "distance": [0.5]},
-    }  # fmt: skip
-    for number, (schema, columns) in enumerate(tables.items()):
-        write_format(tmp_path / f"{number}.parquet", pa.table(columns), schema)
-        wanted = CLUSTERS_SCHEMA if "level_0" in columns else schema
-        assert read_format(tmp_path / f"{number}.parquet", wanted).to_pydict() == columns
+    decision = {"id": ["a"], "uri": ["u"], "kept": [False], "dropped_by": ["duplicates"], "evidence": ["b"]}
+    edge = {"a": ["a"], "b": ["b"], "similarity": [0.5], "kind": ["duplicate"]}
+    cluster = {"id": ["a"], "level_0": [7], "level_1": [1], "distance": [0.5]}
+    for written, read, columns in (
+        (DECISIONS_SCHEMA, DECISIONS_SCHEMA, {**decision, "similarity": [0.5], "error": [None]}),
+        (EDGES_SCHEMA, EDGES_SCHEMA, edge),
+        (clusters_schema(2), CLUSTERS_SCHEMA, cluster),
+    ):
+        write_format(tmp_path / "x.parquet", pa.table(columns), written)
+        assert read_format(tmp_path / "x.parquet", read).to_pydict() == columns
 
 
 def test_a_folder_of_parts_is_one_table(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -63,7 +64,7 @@ def test_tarfile_reads_them(tmp_path: Path) -> None:
 
 def test_webdataset_reads_and_decodes_them(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", samples())
-    stream = WebDataset(str(tmp_path / "a.tar"), shardshuffle=False).decode("pil")
+    stream: Any = WebDataset(str(tmp_path / "a.tar"), shardshuffle=False).decode("pil")
     read = list(stream)
     assert [item["__key__"] for item in read] == [sample.id for sample in samples()]
     for sample, item in zip(samples(), read, strict=True):
