@@ -1,7 +1,7 @@
 """Small deterministic pictures for tests: folders of classes, odd modes and formats, copies, broken files.
 
 The same arguments give the same pixels. A class is a hue with the direction and pitch of a pattern; within it
-every picture has its own soft ground, phase, place and light, so that no two of them are near duplicates.
+every picture has its own ground, things, phase, place and light, so that no two are near duplicates.
 """
 
 import io
@@ -33,7 +33,12 @@ def picture(kind: int, number: int, size: Size = (96, 80), seed: int = 0) -> Ima
     wave = np.sin(2 * np.pi * pitch * (np.cos(angle) * x + np.sin(angle) * y) + draw.uniform(0, 2 * np.pi))
     left, top, spread = draw.uniform(0.2, 0.8), draw.uniform(0.2, 0.8), draw.uniform(0.2, 0.4)
     body = np.exp(-(((x - left) ** 2 + (y - top) ** 2) / (2 * spread**2)))
-    light = draw.uniform(0.75, 1.0) * (0.5 + 0.12 * ground + 0.35 * wave * body)
+    things = np.zeros_like(x)
+    for _ in range(7):
+        middle, radii = draw.uniform(0, 1, 2), draw.uniform(0.05, 0.16, 2)
+        shape = np.abs((x - middle[0]) / radii[0]) ** 3 + np.abs((y - middle[1]) / radii[1]) ** 3
+        things = np.where(shape < 1, draw.choice([-0.35, 0.35]), things)
+    light = draw.uniform(0.75, 1.0) * (0.5 + 0.1 * ground + 0.3 * wave * body + things)
     hue = 2 * np.pi * ((kind * 0.382) % 1.0) + draw.normal(0, 0.1)
     tint = 0.25 * np.cos(hue + np.array([0.0, 2.1, 4.2])) * (0.4 + 0.6 * body[..., None])
     pixels = (light[..., None] + tint + draw.normal(0, 0.01, (height, width, 3))) * 255
