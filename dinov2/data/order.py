@@ -93,7 +93,7 @@ class Order:
     others, and the bounds of the runs move from epoch to epoch.
     """
 
-    def __init__(self, count: int, seed: int, window: int | None = None, block: int = 1) -> None:
+    def __init__(self, count: int, seed: int, window: int | None = None, block: int = 1000) -> None:
         if count < 1 or block < 1 or (window is not None and window < 1):
             raise ValueError(f"an order of {count} rows in windows of {window} blocks of {block}: 1 at least")
         self.count = count

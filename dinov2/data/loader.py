@@ -1,0 +1,222 @@
+"""Batches as a function of the step: crops of rows of a source, from worker processes or from this one."""
+
+import ctypes
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dinov2.data.augment import MultiCrop
+from dinov2.data.decode import Unreadable, decode
+from dinov2.data.order import SampleOrder, derive_seed
+from dinov2.data.sources import Source
+from dinov2.exits import UserError
+
+REPLACEMENTS = (
+    16  # tried for one unreadable picture; so many failures in a row mean that the source is at fault
+)
+
+
+@dataclass
+class Batch:
+    """One rank's part of a step.
+
+    Crops are ordered by crop first: all first global crops, then all second ones; likewise the local ones.
+    """
+
+    global_crops: UInt8[Tensor, "2*batch channels height width"]
+    local_crops: UInt8[Tensor, "local*batch channels height width"]
+    positions: Int64[Tensor, "batch"]  # in the order of data
+    rows: Int64[Tensor, "batch"]  # of the source
+    replaced: list[tuple[str, str]]  # id of a picture that could not be read, and why
+
+    def pin_memory(self) -> "Batch":
+        """The same in page-locked memory, from which copies to a CUDA device overlap with computation."""
+        return Batch(
+            global_crops=self.global_crops.pin_memory(),
+            local_crops=self.local_crops.pin_memory(),
+            positions=self.positions,
+            rows=self.rows,
+            replaced=self.replaced,
+        )
+
+
+def batches(
+    source: Source,
+    order: SampleOrder,
+    crop: MultiCrop,
+    *,
+    seed: int,
+    global_batch: int,
+    rank: int = 0,
+    world: int = 1,
+    start_step: int = 0,
+    stop_step: int | None = None,
+    workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """The batches of steps `start_step`, `start_step` + 1, …, to `stop_step` excluded, or without end.
+
+    Step s of rank r holds the positions s * global_batch + r * local and following, local = global_batch /
+    world. Picture and augmentation depend on the seed and the position alone: any number of workers, and a
+    start at any step, give the same bits. Each worker makes whole batches, `prefetch` of them ahead. Workers
+    end when the iterator is closed or dropped, and with this process, however that ends.
+
+    Raises:
+        UserError: ranks cannot share a batch equally; hardly any picture can be read; a worker was killed.
+    """
+    if global_batch % world:
+        raise UserError(f"a batch of {global_batch} cannot be shared equally by {world} processes")
+    loader = DataLoader(
+        _Steps(source, order, crop, seed, global_batch, rank, world),
+        batch_size=None,
+        sampler=_StepNumbers(start_step, stop_step),
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        worker_init_fn=start_worker,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # else the loader draws from the global random state
+    )
+    return _stream(loader)
+
+
+def _stream(loader: DataLoader[Batch | UserError]) -> Iterator[Batch]:
+    others = set(multiprocessing.active_children())
+    stream = _started(loader)
+    workers = set(multiprocessing.active_children()) - others
+    while True:
+        try:
+            batch = next(stream, None)
+        except (RuntimeError, OSError, EOFError) as error:
+            raise _loss_of(workers) or error from None
+        if isinstance(batch, UserError):
+            raise batch
+        if batch is None:
+            return
+        yield batch
+
+
+def _started(loader: DataLoader[Batch | UserError]) -> Iterator[Batch | UserError]:
+    """The loader's iterator, without the signal handler that comes with it.
+
+    torch's handler raises wherever the main thread is when a worker dies: in the middle of a checkpoint, say.
+    Without it, the loss of a worker is noticed by who waits for the next batch, within five seconds.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+
+
+def _loss_of(workers: set[BaseProcess]) -> UserError | None:
+    """What to say if a worker has ended, else None."""
+    codes = [process.exitcode for process in workers if process.exitcode is not None]
+    if not codes:
+        return None
+    if -signal.SIGBUS in codes:
+        return UserError("a data worker ran out of shared memory: enlarge /dev/shm, or set workers=0")
+    how = f"was ended by signal {-codes[0]}" if codes[0] < 0 else f"ended with status {codes[0]}"
+    return UserError(f"a data worker {how}; the usual reason is a lack of memory: set fewer workers=, or 0")
+
+
+def start_worker(worker: int) -> None:
+    """Makes a worker process end with its parent and only with it; give it as `worker_init_fn`.
+
+    A batch system or a terminal sends its signals to every process: what they mean for the run is up to the
+    parent. When the parent is killed outright, a worker that lived on would keep its locks and its output.
+    (On Linux the parent is the thread that started the worker: let that be one that stays.)
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    for name in names:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it died before the line above
+        os._exit(1)
+
+
+class _StepNumbers(Sampler[int]):
+    """Numbers of steps, without end where `stop` is None."""
+
+    def __init__(self, start: int, stop: int | None) -> None:
+        self.start, self.stop = start, stop
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(itertools.count(self.start) if self.stop is None else range(self.start, self.stop))
+
+
+@dataclass(frozen=True)
+class _Steps(Dataset[Batch | UserError]):
+    """One rank's batch of any step."""
+
+    source: Source
+    order: SampleOrder
+    crop: MultiCrop
+    seed: int
+    global_batch: int
+    rank: int
+    world: int
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        """A `UserError` is returned, not raised: the loader would wrap it into a traceback of many lines."""
+        local = self.global_batch // self.world
+        first = step * self.global_batch + self.rank * local
+        positions = range(first, first + local)
+        replaced: list[tuple[str, str]] = []
+        with _one_thread():
+            try:
+                samples = [self._sample(position, replaced) for position in positions]
+            except UserError as error:
+                return error
+        rows, global_crops, local_crops = zip(*samples, strict=True)
+        return Batch(
+            global_crops=torch.stack(global_crops, dim=1).flatten(0, 1),
+            local_crops=torch.stack(local_crops, dim=1).flatten(0, 1),
+            positions=torch.tensor(positions),
+            rows=torch.tensor(rows),
+            replaced=replaced,
+        )
+
+    def _sample(self, position: int, replaced: list[tuple[str, str]]) -> tuple[int, Tensor, Tensor]:
+        """Row and crops at a position; pictures that cannot be read are added to `replaced`."""
+        row = self.order.sample(position)
+        for attempt in range(REPLACEMENTS + 1):
+            try:
+                image = decode(self.source.read(row), at_least=self.crop.short_side)
+            except Unreadable as reason:
+                replaced.append((self.source.table["id"][row].as_py(), str(reason)))
+                row = self.order.replacement(position, attempt)
+            else:
+                return row, *self.crop(image, derive_seed("augment", self.seed, position))
+        picture, reason = replaced[-1]
+        raise UserError(
+            f"{REPLACEMENTS + 1} pictures in a row could not be read, the last of them {picture}: {reason}; "
+            f"see whether {self.source.name} holds pictures"
+        )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from several threads; workers have one anyhow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
