@@ -11,7 +11,7 @@
 PYTHON ?= python3
 GPU_PYTHON ?= .venv/bin/python
 OUTPUT ?= demo-output
-PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP = .venv/bin/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
 # pyright and its node come in wheels; without this it would ask a registry whether there is a newer one
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = on
@@ -31,11 +31,11 @@ install: .venv/.installed
 	$(PYTHON) -m venv .venv
 	@echo "Installing torch, then the rest; this takes a few minutes the first time."
 	$(PIP) torch torchvision
-	$(PIP) --editable '.[cpu,demo]'
+	$(PIP) --quiet --editable '.[cpu,demo]'
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(PIP) --editable '.[cpu,demo,test]'
+	$(PIP) --quiet --editable '.[cpu,demo,test]'
 	@touch $@
 
 demo: .venv/.installed
