@@ -17,11 +17,14 @@ MOST_SHARED = 0.095  # the rule says a tenth; the rest is room for rounding in w
 TILE = 148  # pixels; a photograph is cut into tiles of about this size, and some of them are for testing
 GAP = 4  # pixels between a test tile and the nearest training window
 PER_TILE = {2: 2, 3: 5, 4: 8, 5: 7}  # windows along a tile's side: how often
-PER_TEST_TILE = {2: 1, 3: 4, 4: 5}
+PER_TEST_TILE = {3: 1, 4: 2, 5: 2}
 LEAST_CELL = 34.0  # pixels; in less there is nothing to recognise
 TURN = 25.0  # degrees, either way
 TRIES = 60  # for each cell
 LEAST_DETAIL = 7.0  # of 255; less is sky, a wall, the night
+LEAST_IN_QUARTER = (
+    2.5  # of 255, in three of a window's quarters: an edge against nothing looks like any other
+)
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,14 @@ def place(photograph: Image.Image, rng: random.Random, *, most_training: int, mo
 
 
 def _tiles(whole: Box, detail: "_Detail", rng: random.Random) -> tuple[list[Box], list[Box]]:
-    """A grid of tiles; of every four in reading order, one with something to see is for testing."""
+    """A grid of tiles; of every four in reading order, one of the two with most to see is for testing."""
     columns, rows = max(3, round(whole.right / TILE)), max(2, round(whole.bottom / TILE))
     wide, high = whole.right / columns, whole.bottom / rows
     tiles = [
         Box(c * wide, r * high, (c + 1) * wide, (r + 1) * high) for r in range(rows) for c in range(columns)
     ]
     fours = [tiles[first : first + 4] for first in range(0, len(tiles) - 1, 4)]
-    seen = [[min(detail(_inside(tile)), 3 * LEAST_DETAIL) for tile in four] for four in fours]
-    test = [rng.choices(four, weights)[0] for four, weights in zip(fours, seen, strict=True)]
+    test = [rng.choice(sorted(four, key=lambda tile: -detail(_inside(tile)))[:2]) for four in fours]
     return test, [tile for tile in tiles if tile not in test]
 
 
@@ -110,7 +112,7 @@ def _drawn(cell: Box, rng: random.Random) -> Window:
 
 
 class _Detail:
-    """How much there is to see in a window: the spread of its brightness once an even slope is taken away."""
+    """How much there is to see in a window: the spread of its brightness, of which an even slope is no part."""
 
     GRID = 16
 
@@ -122,7 +124,9 @@ class _Detail:
     def __call__(self, window: Window) -> float:
         seen = np.asarray(cut(self.grey, window, self.GRID), dtype=np.float64).reshape(-1)
         weights, *_ = np.linalg.lstsq(self.slopes, seen, rcond=None)
-        return float(np.std(seen - self.slopes @ weights))
+        half = self.GRID // 2
+        quarters = np.sort(seen.reshape(2, half, 2, half).std(axis=(1, 3)).reshape(-1))
+        return float(np.std(seen - self.slopes @ weights)) if quarters[1] >= LEAST_IN_QUARTER else 0.0
 
 
 def cut(photograph: Image.Image, window: Window, size: int) -> Image.Image:
