@@ -22,7 +22,7 @@ LIMIT = 64 << 30  # bytes of copies
 PATIENCE = 60  # seconds of silence before a connection is given up
 PAUSES = (1.0, 5.0)  # seconds before the second and third try
 OPEN_FILES = 64
-TABLE_AGE = 30 * 86400  # seconds after which a table that was sent to workers is deleted
+TABLE_AGE = 7 * 86400  # seconds after which a table that was sent to workers is deleted
 HEADERS = {"User-Agent": "dinov2-pipeline"}
 
 

@@ -1,6 +1,7 @@
 """Lists of pictures: a text file with a path a line, or CSV or Parquet with a column of paths."""
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,25 +28,23 @@ COLUMNS = {
 def read_list(path: Path) -> pa.Table:
     """Read a list: columns uri (as written), label, split, licence, consent, sorted by uri, each uri once.
 
-    Column names count without regard to case. Columns with other names are left aside.
+    Column names count without regard to case. Columns of other names are left aside.
 
     Raises:
-        UserError: the file cannot be read, or has no column of paths.
+        UserError: the file cannot be read, has no column of paths, lists tars, or misspells a column.
     """
     try:
-        return _listed(path, _read(path))
+        columns = _read(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a list: {str(error).splitlines()[0]}") from None
-
-
-def _listed(path: Path, table: pa.Table) -> pa.Table:
-    chosen = {name: _column(table, aliases) for name, aliases in COLUMNS.items()}
-    if chosen["uri"] is None:
-        found = ", ".join(table.column_names)
-        raise UserError(f"{path} has no column of paths: name one uri, path or file (it has: {found})")
-    columns = {name: _strings(table, column) for name, column in chosen.items()}
-    listed = pa.table({**columns, "split": known_splits(columns["split"])})
+    nothing = pa.chunked_array([pa.nulls(len(columns["uri"]), pa.large_string())])
+    listed = pa.table({name: columns.get(name, nothing) for name in COLUMNS})
+    listed = listed.set_column(listed.schema.get_field_index("split"), "split", known_splits(listed["split"]))
     listed = listed.filter(pc.fill_null(pc.not_equal(listed["uri"], ""), False))
+    if pc.any(pc.ends_with(listed["uri"], ".tar")).as_py():
+        raise UserError(
+            f"{path} lists tars; name those by a glob, by braces ({{000..127}}), or joined by commas"
+        )
     return _each_once(listed.take(pc.sort_indices(listed["uri"])))
 
 
@@ -61,39 +60,52 @@ def sizes_of(uris: pa.ChunkedArray, folder: str, path: Path) -> pa.Array:
     return pa.array(sizes, pa.int64())
 
 
-def _read(path: Path) -> pa.Table:
-    if path.suffix == ".parquet":
+def _read(path: Path) -> dict[str, pa.ChunkedArray]:
+    """The columns of `COLUMNS` that the list has, as 64-bit strings."""
+    kind = path.suffix.lower()
+    if kind == ".parquet":
         schema = parquet.read_schema(path)
         declared = declared_format(schema)[0]
         if declared.startswith("dinov2."):
             raise UserError(f"{path} is {declared}, not a source of pictures; name a manifest or a list")
-        wanted = {alias for aliases in COLUMNS.values() for alias in aliases}
-        used = [name for name in schema.names if name.strip().lower() in wanted]
-        return parquet.read_table(path, columns=used) if used else schema.empty_table()
-    if path.suffix in (".csv", ".tsv"):
-        return _read_csv(path)
-    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
-    return pa.table({"uri": pa.array([line for line in lines if line and line[0] != "#"], pa.large_string())})
+        chosen = _chosen(path, schema.names)
+        table = parquet.read_table(path, columns=list(chosen.values()))
+    elif kind in (".csv", ".tsv"):
+        parsing = csv.ParseOptions(delimiter="\t" if kind == ".tsv" else ",", newlines_in_values=True)
+        with csv.open_csv(path, parse_options=parsing) as reader:
+            chosen = _chosen(path, reader.schema.names)
+        used = list(chosen.values())
+        converting = csv.ConvertOptions(
+            include_columns=used,
+            column_types=dict.fromkeys(used, pa.large_string()),  # a label 007 stays 007
+            strings_can_be_null=True,
+            null_values=[""],
+        )
+        table = csv.read_csv(path, parse_options=parsing, convert_options=converting)
+    else:
+        lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+        chosen, table = {"uri": "uri"}, pa.table({"uri": [line for line in lines if line and line[0] != "#"]})
+    return {name: table[column].cast(pa.large_string()) for name, column in chosen.items()}
 
 
-def _read_csv(path: Path) -> pa.Table:
-    parsing = csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True)
-    with csv.open_csv(path, parse_options=parsing) as reader:
-        names = reader.schema.names
-    text = {name: pa.large_string() for name in names}  # a label 007 stays 007
-    converting = csv.ConvertOptions(column_types=text, strings_can_be_null=True, null_values=[""])
-    return csv.read_csv(path, parse_options=parsing, convert_options=converting)
-
-
-def _column(table: pa.Table, aliases: tuple[str, ...]) -> str | None:
-    by_name = {name.strip().lower(): name for name in table.column_names}
-    return next((by_name[alias] for alias in aliases if alias in by_name), None)
-
-
-def _strings(table: pa.Table, column: str | None) -> pa.ChunkedArray:
-    if column is None:
-        return pa.chunked_array([pa.nulls(len(table), pa.large_string())])
-    return table[column].cast(pa.large_string())
+def _chosen(path: Path, names: list[str]) -> dict[str, str]:
+    """Which of the list's columns gives which of ours."""
+    by_name = {name.strip().lower(): name for name in names}
+    chosen = {
+        ours: by_name[alias]
+        for ours, aliases in COLUMNS.items()
+        for alias in reversed(aliases)
+        if alias in by_name
+    }
+    if "uri" not in chosen:
+        raise UserError(
+            f"{path} has no column of paths: name one uri, path or file (it has: {', '.join(names)})"
+        )
+    for ours in sorted(COLUMNS.keys() - chosen):
+        near = get_close_matches(ours, by_name.keys() - set(chosen.values()), n=1, cutoff=0.8)
+        if near:
+            raise UserError(f"{path} has a column {by_name[near[0]]!r}: call it {ours!r}, or something else")
+    return chosen
 
 
 def _each_once(table: pa.Table) -> pa.Table:

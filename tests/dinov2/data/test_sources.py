@@ -347,6 +347,8 @@ def test_a_bad_tar_is_named(
         ("{tree}/archive.pdf", "archive.pdf is no source"),
         ("{tree}/train,{tree}/train", "two sources are called 'set-train'"),
         ("{tree}/c.csv", r"no column of paths: name one uri, path or file \(it has: picture, label\)"),
+        ("{tree}/m.csv", "m.csv has a column 'Lable': call it 'label', or something else"),
+        ("{tree}/t.txt", "t.txt lists tars"),
         ("{tree}/e.csv", "cannot be read as a list: Empty CSV file"),
         ("{tree}/d.parquet", "d.parquet is dinov2.decisions, not a source"),
         ("{tree}/b.parquet", "cannot be read as a list"),
@@ -359,6 +361,8 @@ def test_a_bad_spec_is_named(tree: Path, cache: Path, spec: str, message: str) -
     pack(tree.parent / "set.tar", tree)
     (tree / "c.csv").write_text("picture,label\na.jpg,1\n")
     (tree / "e.csv").write_text("")
+    (tree / "m.csv").write_text("path,Lable\na.jpg,1\n")
+    (tree / "t.txt").write_text("0.tar\n1.tar\n")
     (tree / "b.parquet").write_text("no")
     schema = pa.schema({"id": pa.string(), "uri": pa.string()}, {"format": "dinov2.decisions"})
     parquet.write_table(pa.table({"id": ["a"], "uri": ["b"]}, schema=schema), tree / "d.parquet")
