@@ -1,7 +1,7 @@
 """Checkpoints: everything a run continues from, visible only when whole.
 
-`checkpoints/00001200/` holds the state after 1200 steps, written by torch.distributed.checkpoint, which shards
-by rank and loads on another number of ranks. A folder is renamed into place when all of it is on the disk.
+`checkpoints/00001200/` holds the state after 1200 steps, written by torch.distributed.checkpoint: it shards
+by rank and loads on another number of ranks. A folder is renamed into place when all of it is on disk.
 """
 
 import os

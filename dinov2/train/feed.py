@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from dinov2.data.augment import MultiCrop
-from dinov2.data.loader import Batch, batches, normalise
+from dinov2.data.augment import MultiCrop, normalise
+from dinov2.data.loader import Batch, batches
 from dinov2.data.masks import draw_masks
 from dinov2.data.order import Order, derive_seed
 from dinov2.data.sources import Source, open_source
@@ -59,13 +59,14 @@ def feed(
         rank=rank(),
         world=world(),
         start_step=first,
+        stop_step=last,
         workers=config.workers,
     )
-    for step in range(first, last):
-        began = time.perf_counter()
-        batch = next(stream)
+    began = time.perf_counter()
+    for step, batch in zip(range(first, last), stream, strict=True):
         waited = time.perf_counter() - began
         yield _views(config, batch, step, device), Fed(batch, len(batch.rows), waited, began)
+        began = time.perf_counter()
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:

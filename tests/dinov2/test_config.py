@@ -108,7 +108,10 @@ def test_files_and_folders_appear_whole_or_not_at_all(tmp_path: Path):
 
 
 def test_a_lock_dies_with_its_process(tmp_path: Path):
-    code = "import sys, time\nfrom dinov2.files import lock\nwith lock(sys.argv[1]): print(1, flush=True); time.sleep(60)"
+    code = (
+        "import sys, time\nfrom dinov2.files import lock\n"
+        "with lock(sys.argv[1]): print(1, flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "l")], stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdout.readline() == b"1\n"
     with pytest.raises(BlockingIOError, match=str(holder.pid)), lock(tmp_path / "l", blocking=False):

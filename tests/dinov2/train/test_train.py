@@ -1,0 +1,123 @@
+"""Runs of `dinov2 train` in real processes: stopped anywhere they end alike, and bad input gets one line."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinov2.models import load_backbone
+from tests.faults import assert_survives, at, when
+from tests.pictures import class_folder
+
+SMALL = """steps: 8
+batch: 8
+model: {size: vit_tiny, depth: 2, patch: 8, registers: 1, drop_path: 0.3}
+heads:
+  separate: true
+  dino: {hidden: 32, bottleneck: 16, prototypes: 64}
+  ibot: {hidden: 32, bottleneck: 16, prototypes: 32}
+augment: {global_size: 32, local_size: 16, local_crops: 2}
+checkpoint: {every: 2}
+tensorboard: false
+threads: 1
+knn: {size: 32, resize: 32, k: 3, every: 4}
+"""
+SPEEDS = ("pictures_per_second", "waiting", "memory_gib")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    class_folder(root / "train", classes=3, each=8)
+    class_folder(root / "test", classes=3, each=3, first=8)
+    (root / "small.yaml").write_text(SMALL)
+    return root
+
+
+def _command(pictures: Path, *words: str) -> list[str]:
+    recipe = str(pictures / "small.yaml")
+    return [sys.executable, "-m", "dinov2.train", recipe, f"data={pictures / 'train'}", "output=run", *words]
+
+
+def _run(command: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in SPEEDS} for line in lines]
+
+
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(pictures: Path, tmp_path: Path):
+    labelled = [f"knn.train={pictures / 'train'}", f"knn.test={pictures / 'test'}"]
+    assert_survives(
+        _command(pictures, *labelled),
+        tmp_path,
+        results=["run/backbone/*", "run/metrics.jsonl"],
+        moments=[when("run/checkpoints/00000002"), at(0.9), when("run/checkpoints/00000006")],
+        read={"run/metrics.jsonl": _lines},
+    )
+    lines = _lines(tmp_path / "killed" / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(9))
+    assert {line["step"] for line in lines if "knn.teacher" in line} == {0, 4, 8}
+    backbone = load_backbone(str(tmp_path / "killed" / "run" / "backbone"))
+    assert backbone.embed_dim == 192
+    again = _run(_command(pictures, *labelled), tmp_path / "killed")
+    assert again.returncode == 0 and "already done" in again.stdout
+
+
+def test_a_stop_signal_saves_at_the_next_step_and_asks_to_be_run_again(pictures: Path, tmp_path: Path):
+    command = _command(pictures, "steps=10000", "checkpoint.every=10000")
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 75 and "saved at step" in said.splitlines()[-1]
+    saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert [int(name) for name in saved] == [_lines(metrics)[-1]["step"]]
+
+
+def test_steps_that_are_not_finite_are_skipped_and_end_the_run_with_status_70(pictures: Path, tmp_path: Path):
+    done = _run(
+        _command(pictures, "optim.lr=1e30", "optim.warmup=0", "max_skipped=3", "precision=fp32"), tmp_path
+    )
+    assert done.returncode == 70, done.stderr
+    assert "3 steps in a row were not finite" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run" / "backbone").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["batch=1000"], "has 24 pictures, too few for batch=1000"),
+        (["epochs=2"], "and not as both"),
+        (["model.patch=7"], "no multiple of model.patch=7"),
+        (["model.size=vit_smal"], "did you mean 'vit_small'?"),
+        (["precision=fp8"], "precision=fp8: unknown"),
+        (["optim.lr_scaling=cubic"], "choose from linear, none, sqrt"),
+        (["device=cuda:99"], "device=cuda:99 cannot be used here"),
+        (["losses.dino=0", "losses.ibot=0", "losses.koleo=0"], "all losses have weight 0"),
+        (["knn.train=/nowhere"], "needs both knn.train= and knn.test="),
+        (["data=/nowhere"], "/nowhere"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line_and_status_2(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+):
+    from dinov2.console import run
+    from dinov2.train.__main__ import main
+
+    given = [str(pictures / "small.yaml"), f"data={pictures / 'train'}", f"output={tmp_path / 'run'}", *words]
+    with pytest.raises(SystemExit) as left:
+        run(main, "train", given)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and message in said and said.count("\n") == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
