@@ -11,8 +11,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from dinov2.exits import UserError
 from dinov2.files import TEMPORARY, sync_folder
@@ -46,7 +47,7 @@ class Checkpoints:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
         barrier()
-        _quietly(dcp.save, state, work)
+        _quietly(dcp_save, state, work)
         barrier()
         if is_main() and not final.exists():
             os.replace(work, final)
@@ -61,7 +62,7 @@ class Checkpoints:
             UserError: the checkpoint is damaged or of another model.
         """
         try:
-            _quietly(dcp.load, state, self._path(step))
+            _quietly(dcp_load, state, self._path(step))
         except (CheckpointException, OSError, RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dinov2.config import listed, one_of
 
@@ -132,7 +133,8 @@ def clip_gradients(parts: Iterable[nn.Module], largest: float) -> list[Tensor]:
 @torch.no_grad()
 def update_average(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, in the masters' float32."""
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+    average = get_ema_multi_avg_fn(momentum)
+    average(list(teacher.parameters()), list(student.parameters()), 0)
 
 
 def _layer(name: str) -> int:

@@ -129,13 +129,13 @@ def _dinov2(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_front_door_answers_fast_and_names_every_command():
-    fastest = float("inf")
-    for _ in range(3):
+    took = []
+    for _ in range(3):  # the fastest of three: other programs may share the machine
         began = time.perf_counter()
-        done = _dinov2("--help")
-        fastest = min(fastest, time.perf_counter() - began)
-    assert done.returncode == 0 and all(f"\n  {name} " in done.stdout for name in ("curate", "eval", "train"))
-    assert fastest < 0.5
+        said = _dinov2("--help").stdout
+        took.append(time.perf_counter() - began)
+        assert all(f"\n  {name} " in said for name in ("curate", "eval", "train"))
+    assert min(took) < 0.5
 
 
 def test_a_misspelt_command_is_one_line_and_status_2():
