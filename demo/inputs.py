@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from demo.config import IMAGENETTE, DemoConfig
 from demo.pictures import make_pictures
+from dinov2.data.manifest import read_manifest
 from dinov2.data.sources import open_source
 from dinov2.exits import UserError
 from dinov2.files import read_json, write_json, write_table, write_text
@@ -50,6 +51,21 @@ def make_inputs(config: DemoConfig, folder: Path) -> None:
 
 def read_inputs(folder: Path) -> Inputs:
     return Inputs(**read_json(folder / "inputs.json"))
+
+
+def known_test(inputs: Inputs, folder: Path) -> str:
+    """The test set without classes of which curation has left nothing: nobody could know those."""
+    known = set(read_manifest(folder / "curated" / "manifest.parquet", ["label"])["label"].to_pylist())
+    rows = open_source(inputs.test).table.select(["uri", "label"]).to_pylist()
+    left = [row for row in rows if row["label"] in known]
+    if len(left) == len(rows):
+        return inputs.test
+    path = folder / "known_test.parquet"
+    base = Path(inputs.test)
+    for row in left:
+        row["uri"] = str((base if base.is_dir() else base.parent) / row["uri"])
+    write_table(path, pa.Table.from_pylist(left))
+    return str(path)
 
 
 def _own(config: DemoConfig, folder: Path) -> Inputs:

@@ -5,13 +5,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from demo.inputs import Inputs, read_inputs
 from dinov2.data.decode import Unreadable
 from dinov2.data.manifest import DECISIONS_SCHEMA, EDGES_SCHEMA, read_format
 from dinov2.data.sources import Source, open_source
 from dinov2.files import read_json
-
-METHODS = {"trained": "after training", "untrained": "before training", "pixels": "raw pixels"}
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Made:
     def run(self) -> Path:
         return self.folder / "run"
 
-    def backbone(self, name: str) -> Path:
-        """The backbone folder "trained" or "untrained"."""
-        return self.run / "backbone" if name == "trained" else self.folder / name
+    @cached_property
+    def seed(self) -> int:
+        return yaml.safe_load((self.folder / "config.yaml").read_text())["seed"]
 
     @cached_property
     def sources(self) -> dict[str, Source]:

@@ -1,6 +1,5 @@
 """The page's account of curation: how many pictures went where, and whether that was right."""
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from demo.made import Made, spread
@@ -56,8 +55,8 @@ def draw_curation(page: Page, made: Made, verdict: Verdict | None) -> None:
     page.heading("What curation found")
     if verdict is None:
         page.text(
-            "Nobody knows what is in this pool, so what was found can only be looked at: each pair below is a "
-            "picture that was dropped (left) and the one that stays in its place (right)."
+            "Nobody knows what is in this pool, so what was found can only be looked at: each pair below is "
+            "a picture that was dropped (left) and the one that stays in its place (right)."
         )
         _stage_gallery(page, made, "duplicates", "dropped as copies")
         _stage_gallery(page, made, "holdout", "dropped because they are like a test picture")
@@ -87,8 +86,8 @@ def _originals(page: Page, made: Made, verdict: Verdict) -> None:
     wrong = verdict.wrong
     percent = 100 * len(wrong) / max(1, verdict.originals)
     page.text(
-        f"**Originals dropped wrongly: {len(wrong)} of {verdict.originals:,} ({percent:.2f}%).** Such a one was "
-        "called broken, a copy or a leak and is none. (What no seed asked for is not counted here.)"
+        f"**Originals dropped wrongly: {len(wrong)} of {verdict.originals:,} ({percent:.2f}%).** Such a one "
+        "was called broken, a copy or a leak and is none. (What no seed asked for is not counted here.)"
     )
     cards = [
         Card(
@@ -151,7 +150,8 @@ def _retrieved(page: Page, verdict: Verdict) -> None:
     page.table(
         ["in the pool", "number", "stay in the end", "percent"],
         rows,
-        "After retrieval, which keeps what is nearest to the seeds. A planted copy may stay in its original's place.",
+        "After retrieval, which keeps what is nearest to the seeds. A planted copy may stay in place of its "
+        "original.",
     )
 
 

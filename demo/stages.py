@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dinov2.exits import Stop
 from dinov2.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
+FILE = "stages.json"
 
 
 class StageFailed(Stop):
@@ -24,45 +26,49 @@ class StageFailed(Stop):
         self.status = status if status > 0 else 128 - status
 
 
+Commands = list[list[str]]
+
+
 @dataclass(frozen=True)
 class Stage:
-    """A name, a line for the terminal, and what to do: commands to run or a function to call."""
+    """A name, a line for the terminal, and the work: done at once, or the commands to run for it."""
 
     name: str
     says: str
-    work: Sequence[list[str]] | Callable[[], None]
+    work: Callable[[], Commands | None]
 
 
 @dataclass
 class Stages:
-    """The stages of one folder. `stages.json` has the seconds of those that are done."""
+    """The stages of one folder. `stages.json` has seconds and commands of those that are done."""
 
     folder: Path
     began: float
 
     def run(self, stage: Stage) -> None:
         """Do the stage unless it is done."""
-        done = self.seconds()
+        done = read_stages(self.folder)
         if stage.name in done:
-            self._say(f"{stage.says}: done before")
+            self.say(f"{stage.says}: done before")
             return
-        self._say(stage.says)
+        self.say(stage.says)
         start = time.perf_counter()
-        if callable(stage.work):
-            stage.work()
-        else:
-            for words in stage.work:
-                _run(stage.name, words)
-        write_json(self.folder / "stages.json", done | {stage.name: time.perf_counter() - start})
+        commands = stage.work() or []
+        for words in commands:
+            _run(stage.name, words)
+        facts = {"seconds": time.perf_counter() - start, "commands": [words[2:] for words in commands]}
+        write_json(self.folder / FILE, done | {stage.name: facts})
 
-    def seconds(self) -> dict[str, float]:
-        """Of each finished stage; of one that was stopped and continued, those of its last start."""
-        path = self.folder / "stages.json"
-        return read_json(path) if path.exists() else {}
-
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """A line for the terminal with the time since the demo began."""
         minutes, seconds = divmod(int(time.perf_counter() - self.began), 60)
         print(f"[{minutes:2d}:{seconds:02d}] {line}", flush=True)
+
+
+def read_stages(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is done. A stage that was stopped and continued has the seconds of its last start."""
+    path = folder / FILE
+    return read_json(path) if path.exists() else {}
 
 
 def python(module: str, *words: str) -> list[str]:

@@ -112,7 +112,7 @@ def _drawn(cell: Box, rng: random.Random) -> Window:
 
 
 class _Detail:
-    """How much there is to see in a window: the spread of its brightness, of which an even slope is no part."""
+    """How much there is to see in a window: the spread of its brightness, without an even slope."""
 
     GRID = 16
 
