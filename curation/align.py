@@ -7,7 +7,7 @@ the luma's gain and offset left free, and what remains decides. Three steps, eac
 1. coarse: the 12 x 12 luma of one picture against some 200 crops of the other (normalised correlation);
 2. fine: from the best crops, Gauss-Newton on position and size of the crop, each axis by itself, at 16 x 16
    and then 32 x 32 (Lucas and Kanade 1981; Baker and Matthews 2004);
-3. score: the correlation of the detail. Detail is what differs from the mean of the 5 x 5 neighbourhood,
+3. score: the correlation of the detail. Detail is what differs from the mean of the 3 x 3 neighbourhood,
    divided
    by its local spread plus a noise floor. So slow changes (sky, shading) count for nothing, a strong
    outline counts no more than the faint fabric inside it, and grain below the noise floor counts for
@@ -19,6 +19,7 @@ count if, with nothing moved or fitted, no cell differs much and even the grain 
 Everything is batched numpy on one thread, so that results do not depend on the number of processes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -31,12 +32,15 @@ COARSE = 12
 SCALES = (1.0, 0.93, 0.86, 0.8, 0.74, 0.68)
 STRETCH = 0.16  # the two axes of a crop may differ by this much in log scale, coarsely
 WORTH_COARSE = 0.5  # coarse correlation from which a crop is refined
-WORTH_FINE = 0.7  # correlation at 16 x 16 from which it is refined further
-SURE = 0.9  # score from which no other crop is tried
+WORTH_FINE = 0.6  # correlation at 16 x 16 from which it is refined further
+UNMOVED = 0.03  # boxes that differ from the whole by no more than this are no crops
+COVERED = 0.2  # power of the detail, of at most 1, from which it vouches for a crop
+TRIED = 3  # crops that are refined for each pair and direction
 BATCH = 512  # pairs at a time
 NOISE = 1.5  # levels (of 255) of noise in a cell of a 32 x 32 thumbnail, from compression and resampling
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]  # float32 throughout
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Alignment:
 
     score: Array  # 0 to 1: the larger of `detail` and `level`
     detail: Array  # correlation of the aligned detail
-    level: Array  # 1 minus the largest difference of a cell / 40 levels, less if the grain disagrees
+    level: Array  # 1 minus the largest difference of a cell / 40 levels; less where chance could do it
     forward: NDArray[np.bool_]  # a lies in b; else b lies in a
     box: Array  # [n, 4] where: x0, width, y0, height in the outer picture, in [0, 1]
 
@@ -64,13 +68,11 @@ def align(thumbs: NDArray[np.uint8], pairs: NDArray[np.int64]) -> Alignment:
     box = np.tile(np.array([0, 1, 0, 1], np.float32), (len(pairs), 1))
     for ahead in (True, False):
         inner, outer = pairs.T if ahead else pairs.T[::-1]
-        coarse, crop = _coarse(grey, inner, outer)
-        for choice in range(coarse.shape[1]):
-            rows = np.flatnonzero((coarse[:, choice] >= WORTH_COARSE) & (detail < SURE))
-            found, at = _fine(grey, inner[rows], outer[rows], boxes()[crop[rows, choice]])
-            better = found > detail[rows]
-            rows = rows[better]
-            detail[rows], box[rows], forward[rows] = found[better], at[better], ahead
+        rows, at = _promising(grey, inner, outer)
+        found, at = _finished(grey, inner[rows], outer[rows], at)
+        better = found > detail[rows]
+        rows = rows[better]
+        detail[rows], box[rows], forward[rows] = found[better], at[better], ahead
     return Alignment(np.maximum(detail, level).clip(0, 1), detail, level, forward, box)
 
 
@@ -79,43 +81,61 @@ def _level(thumbs: NDArray[np.uint8], pairs: NDArray[np.int64]) -> Array:
     found = np.empty(len(pairs), np.float32)
     for at in range(0, len(pairs), BATCH):
         first, second = cells[pairs[at : at + BATCH].T]
-        difference = np.abs(first - second).max(axis=(1, 2))
-        grain = _correlation(_high(first), _high(second), np.float32(1e-4))
-        found[at : at + BATCH] = (1 - difference / 40).clip(0) * (grain / 0.4).clip(0, 1)
+        apart = first - second
+        spread = np.minimum(first.std(axis=(1, 2)), second.std(axis=(1, 2)))
+        alike = 1 - (np.sqrt((apart * apart).mean(axis=(1, 2))) + 0.5) / (spread + 0.5)
+        grain = _correlation(_high(first, 5), _high(second, 5), 1e-4)
+        agree = np.maximum(alike / 0.8, grain / 0.25).clip(0, 1)
+        found[at : at + BATCH] = (1 - np.abs(apart).max(axis=(1, 2)) / 40).clip(0) * agree
     return found
 
 
-def _coarse(
-    grey: Array, inner: NDArray[np.int64], outer: NDArray[np.int64]
-) -> tuple[Array, NDArray[np.int64]]:
-    """[p, 2] best two correlations of whole inner pictures with crops of the outer ones, and which crops."""
+def _promising(grey: Array, inner: Rows, outer: Rows) -> tuple[Rows, Array]:
+    """Pairs in which the inner picture may lie in the outer one, and the likeliest box of each."""
+    coarse, crop = _coarse(grey, inner, outer)
+    best = np.full(len(inner), WORTH_FINE, np.float32)
+    box = np.zeros((len(inner), 4), np.float32)
+    for choice in range(TRIED):
+        rows = np.flatnonzero(coarse[:, choice] >= WORTH_COARSE)
+        for part in _batches(rows):
+            at = _refine(
+                grey[inner[part]], grey[outer[part]], boxes()[crop[part, choice]], cells=16, rounds=6
+            )
+            slow = _slow(_shrink(grey[inner[part]], 16), _warp(grey[outer[part]], at, 16))
+            better = slow > best[part]
+            best[part[better]], box[part[better]] = slow[better], at[better]
+    rows = np.flatnonzero(best > WORTH_FINE)
+    return rows, box[rows]
+
+
+def _finished(grey: Array, inner: Rows, outer: Rows, box: Array) -> tuple[Array, Array]:
+    """Correlation of the detail of aligned pairs, and their final boxes."""
+    detail = np.zeros(len(box), np.float32)
+    box = box.copy()
+    for rows in _batches(np.arange(len(box))):
+        box[rows] = _refine(grey[inner[rows]], grey[outer[rows]], box[rows], cells=32, rounds=8)
+        seen = _warp(grey[outer[rows]], box[rows], 32)
+        detail[rows] = _detail(_shrink(grey[inner[rows]], 32), seen, box[rows])
+    return detail, box
+
+
+def _batches(rows: Rows) -> Iterator[Rows]:
+    return (rows[at : at + BATCH] for at in range(0, len(rows), BATCH))
+
+
+def _coarse(grey: Array, inner: Rows, outer: Rows) -> tuple[Array, Rows]:
+    """[p, TRIED] best correlations of whole inner pictures with crops of the outer ones, and which crops."""
     used, place = np.unique(inner, return_inverse=True)
     whole = _normal(_sample_whole(grey[used]))
-    scores = np.zeros((len(inner), 2), np.float32)
-    crops = np.zeros((len(inner), 2), np.int64)
+    scores = np.zeros((len(inner), TRIED), np.float32)
+    crops = np.zeros((len(inner), TRIED), np.int64)
     order = np.argsort(outer, kind="stable")
     pictures, starts = np.unique(outer[order], return_index=True)
     for picture, rows in zip(pictures, np.split(order, starts[1:]), strict=True):
         every = whole[place[rows]] @ _crop_vectors(grey[picture]).T
-        crops[rows] = np.argsort(-every, axis=1, kind="stable")[:, :2]
+        crops[rows] = np.argsort(-every, axis=1, kind="stable")[:, :TRIED]
         scores[rows] = np.take_along_axis(every, crops[rows], axis=1)
     return scores, crops
-
-
-def _fine(grey: Array, inner: NDArray[np.int64], outer: NDArray[np.int64], box: Array) -> tuple[Array, Array]:
-    """Refined boxes, and the correlation of the detail; 0 where it was not worth finishing."""
-    detail = np.zeros(len(box), np.float32)
-    box = box.copy()
-    for at in range(0, len(box), BATCH):
-        rows = np.arange(at, min(at + BATCH, len(box)))
-        box[rows] = _refine(grey[inner[rows]], grey[outer[rows]], box[rows], cells=16, rounds=6)
-        seen = _warp(grey[outer[rows]], box[rows], 16)
-        rows = rows[_slow(_shrink(grey[inner[rows]], 16), seen) >= WORTH_FINE]
-        box[rows] = _refine(grey[inner[rows]], grey[outer[rows]], box[rows], cells=32, rounds=4)
-        seen = _warp(grey[outer[rows]], box[rows], 32)
-        target = _local(_high(_shrink(grey[inner[rows]], 32)))
-        detail[rows] = _correlation(target, _local(_high(seen)), np.float32(0.04))
-    return detail, box
 
 
 def _crop_vectors(outer: Array) -> Array:
@@ -209,8 +229,8 @@ def _refine(inner: Array, outer: Array, box: Array, *, cells: int, rounds: int) 
         )
         move = np.linalg.solve(normal, change @ error)[..., 0]
         box += move.clip(-0.06, 0.06)
-        box[:, 1::2] = box[:, 1::2].clip(0.55, 1.15)
-        box[:, 0::2] = box[:, 0::2].clip(-0.1, 0.5)
+        box[:, 1::2] = box[:, 1::2].clip(0.6, 1.04)
+        box[:, 0::2] = box[:, 0::2].clip(-0.03, 1.03 - box[:, 1::2])
     return box
 
 
@@ -231,25 +251,45 @@ def _slow(first: Array, second: Array) -> Array:
     return (_normal(first.reshape(len(first), -1)) * _normal(second.reshape(len(second), -1))).sum(axis=1)
 
 
-def _high(pictures: Array) -> Array:
-    """[n, 28, 28] of [n, 32, 32]: what differs from the mean of the 5 x 5 neighbourhood."""
-    return pictures[:, 2:-2, 2:-2] - _box_means(pictures)
+def _detail(first: Array, second: Array, box: Array) -> Array:
+    """Correlation of the detail of [n, 32, 32] pairs; less where a move is vouched for by little of the area.
+
+    A single edge can be laid over any other by moving and resizing. So a pair that had to be moved counts
+    fully only if detail above the noise covers a fifth of the area; otherwise as the root of that share.
+    """
+    one, other = _local(_high(first, 3)), _local(_high(second, 3))
+    covered = np.minimum((one * one).mean(axis=(1, 2)), (other * other).mean(axis=(1, 2)))
+    moved = np.abs(box - np.array([0, 1, 0, 1], np.float32)).max(axis=1) > UNMOVED
+    vouched = np.where(moved, np.sqrt(covered / COVERED).clip(0, 1), np.float32(1))
+    return _correlation(one, other, 0.04) * vouched
+
+
+def _high(pictures: Array, side: int) -> Array:
+    """[n, h - side + 1, w - side + 1]: what differs from the mean of the neighbourhood, `side` cells wide."""
+    edge = side // 2
+    return pictures[:, edge:-edge, edge:-edge] - _box_means(pictures, side)
 
 
 def _local(high: Array) -> Array:
     """Detail relative to its local spread and the noise floor."""
-    around = np.pad(high * high, ((0, 0), (2, 2), (2, 2)), mode="edge")
-    return high / np.sqrt(_box_means(around).clip(min=0) + np.float32(NOISE**2))
+    around = np.pad(high * high, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    return high / np.sqrt(_box_means(around, 3).clip(min=0) + np.float32(NOISE**2))
 
 
-def _box_means(pictures: Array) -> Array:
-    """[n, h - 4, w - 4] means over 5 x 5 cells."""
-    rows = sum(pictures[:, at : pictures.shape[1] - 4 + at] for at in range(5))
-    return sum(rows[:, :, at : rows.shape[2] - 4 + at] for at in range(5)) / np.float32(25)  # type: ignore
+def _box_means(pictures: Array, side: int) -> Array:
+    """[n, h - side + 1, w - side + 1] means over squares."""
+    height, width = pictures.shape[1] - side + 1, pictures.shape[2] - side + 1
+    rows = np.zeros_like(pictures[:, :height])
+    for at in range(side):
+        rows += pictures[:, at : at + height]
+    means = np.zeros_like(rows[:, :, :width])
+    for at in range(side):
+        means += rows[:, :, at : at + width]
+    return means / np.float32(side * side)
 
 
-def _correlation(first: Array, second: Array, floor: np.float32) -> Array:
+def _correlation(first: Array, second: Array, floor: float) -> Array:
     """Of n pairs; powers under `floor` count as `floor`, so that nothing does not correlate with nothing."""
     shared = (first * second).mean(axis=(1, 2))
     powers = (first * first).mean(axis=(1, 2)) * (second * second).mean(axis=(1, 2))
-    return shared / np.sqrt(np.maximum(powers, floor * floor))
+    return shared / np.sqrt(np.maximum(powers, np.float32(floor * floor)))

@@ -26,9 +26,8 @@ class IngestConfig:
 class EmbedConfig:
     dimension: int = 256  # of the built-in descriptor after whitening
     sample: int = 20_000  # pool pictures that its whitening is fitted on
-    size: int = 224  # of the square picture that a backbone sees, pixels
-    resize: int = 256  # short side before the centre crop for a backbone, pixels
-    token: str = "cls"  # what is taken from a backbone
+    size: int | None = None  # side of the square picture that a backbone sees, pixels; null: what it learnt
+    token: str = "cls"  # what is taken from a backbone: "cls", "mean", "cls+mean", "cls4"
     batch: int = runtime(64)  # pictures at a time through a backbone
 
 
@@ -41,7 +40,7 @@ class NearConfig:
     cosine: float = 0.15  # candidates: neighbours of at least this cosine
     verify: bool = True  # similarity is the alignment's score; else the cosine itself
     loosest: float = 0.5  # edges are stored from this similarity on
-    threshold: float = 0.8  # edges count from this similarity on
+    threshold: float = 0.75  # edges count from this similarity on
 
 
 @dataclass(frozen=True, kw_only=True)

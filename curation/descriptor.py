@@ -87,7 +87,7 @@ def _edges(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate(parts)
 
 
-def _palette(*planes: NDArray[np.float32]) -> NDArray[np.float32]:
+def _palette(*planes: NDArray[np.floating]) -> NDArray[np.float32]:
     counts = np.ones((planes[0].size, 1), dtype=np.float32)
     for plane, bins, low, high in zip(planes, (4, 5, 5), (0, -64, -64), (255, 64, 64), strict=True):
         place = ((plane.ravel() - low) / (high - low)).clip(0, 1) * (bins - 1)

@@ -1,20 +1,20 @@
 """Stage 2: an embedding of every readable picture of pool, seeds and holdout, in `stages/embed/ROLE`.
 
-Either the built-in descriptor, whitened on the pool, or a backbone. Both leave the same kind of folder:
-`00000.npy` … fp16 rows of length 1, `ids.parquet`, `meta.json`.
+Either the built-in descriptor, whitened on the pool, or a backbone. Both leave the same kind of folder
+(`dinov2.features.Embeddings`), with rows of length 1 in the order of `Ingested.readable()`.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from curation.config import BUILT_IN
 from curation.descriptor import Whitening
 from curation.ingest import Ingested
+from curation.looks import THUMB
+from curation.pieces import cores
 from curation.run import Run
 from dinov2.console import progress
 from dinov2.files import sha256_of, write_json, write_table, write_whole
@@ -30,8 +30,8 @@ def run(run: Run) -> dict[str, Any]:
             _embed_descriptor(run, role, whitening)
     else:
         _embed_backbone(run)
-    pool = Embedded(run, "pool")
-    return {"pictures": len(pool.ids), "dimension": int(pool.vectors.shape[1])}
+    count, dimension = Embedded(run, "pool").vectors.shape
+    return {"pictures": count, "dimension": dimension}
 
 
 def _whitening(run: Run) -> Whitening:
@@ -49,59 +49,78 @@ def _whitening(run: Run) -> Whitening:
 
 
 def _embed_descriptor(run: Run, role: str, whitening: Whitening) -> None:
-    ingested = Ingested(run, role)
+    """Write the folder that `dinov2.features.embed` would, from the raw descriptors that ingest left."""
+    from dinov2.features.folder import (  # imported here: it brings torch, which is slow
+        FORMAT_VERSION,
+        IDS,
+        META,
+    )
+
     folder = run.stage("embed") / role
-    raw = ingested.raw()
-    starts = range(0, len(raw), ROWS_PER_FILE)
-    with threadpool_limits(1):
-        for number, start in enumerate(progress(starts, what=f"embed {role}", unit="piece")):
+    raw = Ingested(run, role).raw()
+    with threadpool_limits(1), progress(total=len(raw), what=f"embed {role}") as bar:
+        for number, start in enumerate(range(0, len(raw), ROWS_PER_FILE)):
             path = folder / f"{number:05d}.npy"
+            rows = np.arange(start, min(start + ROWS_PER_FILE, len(raw)))
             if not path.exists():
-                rows = raw.rows(np.arange(start, min(start + ROWS_PER_FILE, len(raw))))
                 with write_whole(path) as file:
-                    np.save(file, whitening(rows.astype(np.float32)).astype(np.float16))
-    write_table(folder / "ids.parquet", ingested.readable().select(["id"]))
+                    np.save(file, whitening(raw.rows(rows).astype(np.float32)).astype(np.float16))
+            bar.update(len(rows))
+    source = run.sets[role]
+    errors = Ingested(run, role).table["error"]
+    write_table(folder / IDS, source.table.select(["id", "uri"]).filter(errors.is_null()))
     meta = {
-        "format_version": "1.0",
+        "format_version": FORMAT_VERSION,
         "weights": sha256_of(run.stage("embed") / "whitening.npz"),
-        "transform": f"curation.descriptor of a {64} x {64} thumbnail, whitened on the pool",
-        "dimension": int(whitening.matrix.shape[1]),
+        "transform": {"kind": f"curation.descriptor of a {THUMB} x {THUMB} thumbnail, whitened"},
         "token": BUILT_IN,
+        "parts": [[BUILT_IN, int(whitening.matrix.shape[1])]],
+        "dimension": int(whitening.matrix.shape[1]),
+        "normalised": True,
+        "data": source.fingerprint,
+        "rows": len(raw),
+        "rows_per_file": ROWS_PER_FILE,
+        "unreadable": _unreadable(source.table, errors),
     }
-    write_json(folder / "meta.json", meta)
+    write_json(folder / META, meta)
+
+
+def _unreadable(table: pa.Table, errors: pa.ChunkedArray) -> list[list[str]]:
+    bad = table.select(["id", "uri"]).append_column("error", errors).filter(errors.is_valid())
+    return [[row["id"], row["uri"], row["error"]] for row in bad.to_pylist()]
 
 
 def _embed_backbone(run: Run) -> None:
-    # Imported here: torch takes seconds, and the built-in descriptor does without.
-    from dinov2.features import BackboneEmbedder, embed
+    from dinov2.features import BackboneEmbedder, embed  # imported here: the descriptor does without torch
     from dinov2.models import load_backbone
 
     config = run.config.embed
     backbone = load_backbone(run.config.backbone, device=run.config.device)
+    size = config.size or int(backbone.image_size)
     embedder = BackboneEmbedder(
-        backbone, size=config.size, resize=config.resize, token=config.token, device=run.config.device
+        backbone, size=size, token=config.token, normalised=True, device=run.config.device
     )
+    workers = run.config.workers or cores()
     for role, source in run.sets.items():
+        readable = np.flatnonzero(Ingested(run, role).table["error"].is_null().to_numpy())
         embed(
-            source, embedder, run.stage("embed") / role, rows_per_file=ROWS_PER_FILE, batch=config.batch,
-            workers=run.config.workers, what=f"embed {role}",
-        )  # fmt: skip
+            source.select(readable),
+            embedder,
+            run.stage("embed") / role,
+            rows_per_file=ROWS_PER_FILE,
+            batch=config.batch,
+            workers=workers if workers > 1 else 0,
+            what=f"embed {role}",
+        )
 
 
 class Embedded:
     """The embeddings of one set, rows in the order of `Ingested.readable()`."""
 
-    def __init__(self, run: Run, role: str):
-        from dinov2.features import Embeddings
+    def __init__(self, run: Run, role: str) -> None:
+        from dinov2.features import Embeddings  # imported here: it brings torch
 
-        found = Embeddings.open(run.stage("embed") / role)
-        wanted = Ingested(run, role).readable()["id"].combine_chunks()
-        have = pa.array(found.ids, pa.large_string())
-        if not have.equals(wanted):
+        self.vectors = Embeddings.open(run.stage("embed") / role)
+        self.ids = Ingested(run, role).readable()["id"].combine_chunks()
+        if self.vectors.ids != self.ids.to_pylist():
             raise ValueError(f"stages/embed/{role} holds other pictures than stages/ingest/{role}")
-        self.ids = wanted
-        self.vectors: NDArray[np.float16] = found.array()
-
-
-def folder_of(run: Run, role: str) -> Path:
-    return run.stage("embed") / role

@@ -7,7 +7,7 @@ threshold than inside the pool. A copy that was dropped as a duplicate still spe
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from curation.duplicates import Groups
 from curation.near import Pictures, Rows, near_pairs
@@ -66,8 +66,8 @@ def _components(run: Run, pool: Pictures) -> Rows:
     if not path.exists():
         return np.arange(len(pool), dtype=np.int64)
     edges = read_format(path, EDGES_SCHEMA)
-    edges = edges.filter(pa.compute.greater_equal(edges["similarity"], run.config.duplicates.threshold))
-    rows = [pa.compute.index_in(edges[end], value_set=pool.ids).to_numpy() for end in ("a", "b")]
+    edges = edges.filter(pc.greater_equal(edges["similarity"], run.config.duplicates.threshold))
+    rows = [pc.index_in(edges[end], value_set=pool.ids).to_numpy() for end in ("a", "b")]
     return Groups.of(
         len(pool), np.stack(rows, axis=1).astype(np.int64), edges["similarity"].to_numpy()
     ).component
@@ -77,7 +77,7 @@ def _exact_leaks(pool: Pictures, held: Pictures, live: Rows) -> Rows:
     found = [np.zeros((0, 2), np.int64)]
     for column in ("sha256", "pixel_sha256"):
         theirs = held.table[column].combine_chunks()
-        place = pa.compute.index_in(pool.table[column].combine_chunks(), value_set=theirs)
+        place = pc.index_in(pool.table[column].combine_chunks(), value_set=theirs)
         rows = live[place.is_valid().to_numpy(zero_copy_only=False)[live]]
         found.append(np.stack([rows, place.take(rows).to_numpy().astype(np.int64)], axis=1))
     return np.concatenate(found)

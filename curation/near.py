@@ -27,6 +27,7 @@ PAIRS_PER_PIECE = 20_000
 HASH_TILE = 4_000_000  # pairs of hashes compared at a time
 
 Rows = NDArray[np.int64]
+Halves = NDArray[np.float16]
 
 
 class Pictures:
@@ -179,31 +180,23 @@ def _hash_tiles(
 
 
 def _by_embedding(first: Pictures, rows: Rows, second: Pictures | None, settings: NearConfig) -> Rows:
+    mine = first.vectors[rows]
     if second is None:
-        return _neighbours(first.vectors[rows], first.vectors[rows], rows, rows, settings, inside=True)
+        return np.sort(_neighbours(mine, mine, settings, rows, rows, inside=True), axis=1)
     every = np.arange(len(second))
-    ahead = _neighbours(first.vectors[rows], second.vectors, rows, every, settings, inside=False)
-    back = _neighbours(second.vectors, first.vectors[rows], every, rows, settings, inside=False)
+    theirs = second.vectors[every]
+    ahead = _neighbours(mine, theirs, settings, rows, every, inside=False)
+    back = _neighbours(theirs, mine, settings, every, rows, inside=False)
     return np.concatenate([ahead, back[:, ::-1]])
 
 
 def _neighbours(
-    queries: NDArray[np.float16],
-    base: NDArray[np.float16],
-    rows: Rows,
-    columns: Rows,
-    settings: NearConfig,
-    *,
-    inside: bool,
+    queries: Halves, base: Halves, settings: NearConfig, rows: Rows, columns: Rows, *, inside: bool
 ) -> Rows:
+    """[p, 2] of `rows` and `columns`, which number the queries and the base."""
     # Imported here, so that the processes that only decode or align start without torch.
-    import torch
-
     from dinov2.neighbours import nearest
 
-    similarity, index = nearest(
-        torch.from_numpy(queries), torch.from_numpy(base), settings.k, exclude_self=inside
-    )
+    similarity, index = nearest(queries, base, settings.k, exclude_self=inside)
     a, place = np.nonzero(similarity.numpy() >= settings.cosine)
-    pairs = np.stack([rows[a], columns[index.numpy()[a, place]]], axis=1)
-    return np.sort(pairs, axis=1) if inside else pairs
+    return np.stack([rows[a], columns[index.numpy()[a, place]]], axis=1)

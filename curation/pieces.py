@@ -1,15 +1,18 @@
 """Work cut into pieces that are done or not done, shared out over processes."""
 
+import importlib
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from dinov2.console import progress
+from dinov2.exits import UserError
 
 T = TypeVar("T")
 
@@ -43,8 +46,13 @@ def run_pieces(
             return
         context = multiprocessing.get_context("spawn")  # a fork could copy locks that other threads hold
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-            for count in pool.map(work, pieces):
-                bar.update(count)
+            try:
+                for count in pool.map(work, pieces):
+                    bar.update(count)
+            except BrokenProcessPool:
+                raise UserError(
+                    f"{what}: a worker process was killed, most likely for want of memory; use fewer workers="
+                ) from None
 
 
 def cores() -> int:
@@ -53,6 +61,7 @@ def cores() -> int:
 
 
 def _start_worker() -> None:
+    importlib.import_module("numpy")  # only libraries that are loaded by now can be limited
     threadpool_limits(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import parquet
 
 from curation.ingest import Ingested
 from curation.near import Candidates, scores_of
@@ -15,6 +16,8 @@ from curation.write import BEFORE
 from dinov2.data.decode import Unreadable, decode
 from dinov2.data.manifest import DECISIONS_SCHEMA, EDGES_SCHEMA, read_format
 from dinov2.pages import Card, Page, histogram
+
+Tone = Literal["good", "bad", "plain"]
 
 SHOWN = 24  # pairs in a gallery
 ROWS = 30  # lines in a table
@@ -73,7 +76,7 @@ class Pictures:
         role, row = self.place[name]
         return self.sets[role].table["uri"][row].as_py()
 
-    def card(self, names: list[str], text: str, tone: str) -> Card:
+    def card(self, names: list[str], text: str, tone: Tone) -> Card:
         found = [image for name in names if (image := self.image(name)) is not None]
         return Card(pictures=found, text=text, tone=tone)
 
@@ -137,7 +140,8 @@ def _threshold(page: Page, run: Run, stage: str, title: str, threshold: float, p
                 first[int(candidates.pairs[row, 0])].as_py(),
                 second[int(candidates.pairs[row, 1])].as_py(),
             ]
-            text = f"{score[row]:.3f} · cosine {candidates.cosine[row]:.2f} · hash distance {candidates.hamming[row]}"
+            cosine, bits = candidates.cosine[row], candidates.hamming[row]
+            text = f"{score[row]:.3f} · cosine {cosine:.2f} · hashes {bits} bits apart"
             cards.append(pictures.card(names, text, "bad" if side == "above" else "good"))
         if cards:
             page.gallery(cards, f"The pairs nearest to the threshold, {side} it")
@@ -147,7 +151,7 @@ def _components(page: Page, run: Run, decisions: pa.Table, pictures: Pictures) -
     path = run.stage("duplicates") / "components.parquet"
     if not path.exists():
         return
-    table = pa.parquet.read_table(path)
+    table = parquet.read_table(path)
     largest = Counter(table["component"].to_pylist()).most_common(6)
     if not largest or largest[0][1] < 3:
         return

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.embed import Embedded
-from curation.near import Rows
+from curation.near import Halves, Rows
 from curation.run import Run
 
 BEFORE = ["ingest", "duplicates", "holdout"]
@@ -23,7 +23,7 @@ def run(run: Run) -> dict[str, Any]:
     settings = run.config.retrieval
     pool, seeds = Embedded(run, "pool"), Embedded(run, "seeds")
     live = np.flatnonzero(run.kept(pool.ids, BEFORE))
-    similarity, index = _search(seeds.vectors, pool.vectors[live], settings.k, settings.collisions)
+    similarity, index = _search(seeds.vectors[:], pool.vectors[live], settings.k, settings.collisions)
     index[similarity < settings.minimum] = -1
     seed, place, how = COLLISIONS[settings.collisions](similarity, index, settings.k)
     rows = live[place]
@@ -34,17 +34,12 @@ def run(run: Run) -> dict[str, Any]:
     return {"seeds": len(seeds.ids), "asked": len(rows), "shared": len(rows) - asked, "dropped": len(lost)}
 
 
-def _search(
-    seeds: NDArray[np.float16], pool: NDArray[np.float16], k: int, collisions: str
-) -> tuple[Any, Any]:
+def _search(seeds: Halves, pool: Halves, k: int, collisions: str) -> tuple[NDArray[np.float32], Rows]:
     # Imported here, so that what does not search starts without torch.
-    import torch
-
     from dinov2.neighbours import nearest
 
-    wanted = k * SEARCHED if collisions == "refill" else k
-    similarity, index = nearest(torch.from_numpy(seeds), torch.from_numpy(pool), wanted)
-    return np.round(similarity.numpy(), 4), index.numpy()
+    similarity, index = nearest(seeds, pool, k * SEARCHED if collisions == "refill" else k)
+    return similarity.numpy().round(4).astype(np.float32), index.numpy()
 
 
 def _keep(similarity: NDArray[np.float32], index: Rows, k: int) -> Found:

@@ -23,6 +23,7 @@ from dinov2.data.sources import Source
 from dinov2.files import write_table
 
 BEFORE = ["ingest", "duplicates", "holdout", "retrieval", "budget"]
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}  # else the format's own name
 DESCRIBED = ["uri", "source", "label", "split", "licence", "consent", "sha256", "format", "width", "height"]
 
 
@@ -86,7 +87,7 @@ def _samples(piece: Piece) -> Iterator[ShardSample]:
 
 
 def _extension(record: dict[str, Any]) -> str:
-    return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(record["format"], record["format"].lower())
+    return EXTENSIONS.get(record["format"]) or record["format"].lower()
 
 
 def decisions(run: Run, source: Source, pool: pa.Table) -> pa.Table:
