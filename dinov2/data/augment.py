@@ -139,7 +139,7 @@ class MultiCrop:
         plans = [draw_plan(self.config, kind, height, width, random) for kind in kinds]
         crops = torch.empty(len(kinds), len(pixels), size, size, dtype=torch.uint8)
         for crop, plan in zip(crops, plans, strict=True):
-            crop.copy_(_cut(pixels, plan, size))
+            crop.copy_(cut(pixels, plan, size))
         if blurred := [index for index, plan in enumerate(plans) if plan.sigma is not None]:
             sigmas = [plan.sigma for plan in plans if plan.sigma is not None]
             crops[blurred] = blur(crops[blurred], sigmas, self.config.blur_kernel)
@@ -189,7 +189,7 @@ def _draw_colours(jitter: Sequence[float], random: Random) -> list[tuple[int, fl
     return [(index, amounts[index]) for index in order if jitter[index] > 0]
 
 
-def _cut(
+def cut(
     pixels: UInt8[Tensor, "channels height width"], plan: CropPlan, size: int
 ) -> UInt8[Tensor, "channels size size"]:
     """Cuts, resizes (bicubic, antialiased), flips and colours one crop; channels are last in memory."""

@@ -1,5 +1,6 @@
 """Batches as a function of the step: crops of rows of a source, from worker processes or from this one."""
 
+import atexit
 import ctypes
 import itertools
 import multiprocessing
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -96,16 +98,32 @@ def _stream(loader: DataLoader[Batch | UserError]) -> Iterator[Batch]:
     others = set(multiprocessing.active_children())
     stream = _started(loader)
     workers = set(multiprocessing.active_children()) - others
-    while True:
-        try:
-            batch = next(stream, None)
-        except (RuntimeError, OSError, EOFError) as error:
-            raise _loss_of(workers) or error from None
-        if isinstance(batch, UserError):
-            raise batch
-        if batch is None:
-            return
-        yield batch
+    at_exit = atexit.register(partial(_end, workers))  # else Python would wait for them without end
+    try:
+        while (batch := _next(stream, workers)) is not None:
+            yield batch
+    finally:
+        del stream  # its workers finish what they are at, and end
+        _end(workers)  # those that did not: after an error, its traceback may keep the stream alive
+        atexit.unregister(at_exit)
+
+
+def _next(stream: Iterator[Batch | UserError], workers: set[BaseProcess]) -> Batch | None:
+    """The next batch; None when there are no more."""
+    try:
+        batch = next(stream, None)
+    except (RuntimeError, OSError, EOFError) as error:
+        raise _loss_of(workers) or error from None
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+def _end(workers: set[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
 
 
 def _started(loader: DataLoader[Batch | UserError]) -> Iterator[Batch | UserError]:

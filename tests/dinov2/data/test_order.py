@@ -2,7 +2,7 @@
 
 import pickle
 import time
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_epochs_and_seeds_differ(window: int | None):
         for seed in (0, 1)
         for epoch in (0, 1, 2)
     ]
-    matches = [sum(x == y for x, y in zip(a, b, strict=True)) for a, b in zip(seen, seen[1:], strict=False)]
+    matches = [sum(x == y for x, y in zip(a, b, strict=True)) for a, b in pairwise(seen)]
     assert len(set(seen)) == 6
     assert max(matches) < 15
 
