@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +68,7 @@ def batches(
     workers: int = 0,
     prefetch: int = 2,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of steps `start_step`, `start_step` + 1, …, to `stop_step` excluded, or without end.
 
     Step s of rank r holds the positions s * global_batch + r * local and following, local = global_batch /
@@ -94,7 +94,7 @@ def batches(
     return _stream(loader)
 
 
-def _stream(loader: DataLoader[Batch | UserError]) -> Iterator[Batch]:
+def _stream(loader: DataLoader[Batch | UserError]) -> Generator[Batch, None, None]:
     others = set(multiprocessing.active_children())
     stream = _started(loader)
     workers = set(multiprocessing.active_children()) - others

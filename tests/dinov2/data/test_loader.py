@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return open_source(str(root / "pictures"), cache=root / "cache")
 
 
-def stream(source: Source, **changes) -> Iterator[Batch]:
+def stream(source: Source, **changes: Any) -> Generator[Batch, None, None]:
     settings = {"seed": 1, "global_batch": 4, **changes}
     return batches(source, Order(len(source), seed=0), CROP, **settings)
 
