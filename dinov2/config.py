@@ -244,7 +244,9 @@ def _leaves(config: Any, prefix: str = "", inherited: bool = False) -> Iterator[
 
 
 def _described(schema: Any, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]", str]]:
-    comments = dict(re.findall(r"^    (\w+):[^#\n]*#\s*(.*)$", inspect.getsource(schema), re.MULTILINE))
+    kinds = [kind for kind in reversed(schema.__mro__) if hasattr(kind, "__dataclass_fields__")]
+    source = "".join(map(inspect.getsource, kinds))  # inherited settings have their comments too
+    comments = dict(re.findall(r"^    (\w+):[^#\n]*#\s*(.*)$", source, re.MULTILINE))
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         if dataclasses.is_dataclass(hints[field.name]):

@@ -16,6 +16,8 @@ from torch import Tensor
 
 Found = tuple[Float[Tensor, "queries k"], Int[Tensor, "queries k"]]
 
+Propose = Callable[["_ShortList", Tensor, Tensor, int, Tensor | None], None]
+
 SLACK = 16  # neighbours proposed beyond k, so that rounding seldom leaves the last places uncertain
 BLOCK = 64  # similarities whose maximum is looked at before each is
 
@@ -127,13 +129,16 @@ class _Search:
 
     def __init__(self, base: Rows, device: torch.device, backend: str, k: int, memory_gb: float) -> None:
         self.base, self.device, self.k = base, device, k
-        self.propose = _faiss_tile if _backend(backend) == "faiss" else _torch_tile
+        self.propose = self._by_faiss if _backend(backend) == "faiss" else self._by_product
         # Of the memory: at worst every similarity of a tile is a candidate, with its two coordinates.
         budget = int(memory_gb * 2**30)
         self.rows, self.columns = (1024, 4096) if device.type == "cpu" else (8192, 16384)
         while self.rows * self.columns * 48 > budget and self.columns > BLOCK:
             self.rows, self.columns = max(1, self.rows // 2), self.columns // 2
-        self.settled_rows = max(1, min(2**20, budget // 32) // ((k + SLACK) * base.shape[1]))  # near the cache
+        self._buffer = torch.empty(self.rows * self.columns, device=device)
+        self.settled_rows = max(
+            1, min(2**20, budget // 32) // ((k + SLACK) * base.shape[1])
+        )  # near the cache
 
     def settled(self, queries: Tensor, own: Tensor | None, rounding: float) -> Found:
         """The neighbours of these queries: proposed in float32, decided in float64."""
@@ -147,11 +152,11 @@ class _Search:
         uncertain = (similarity[:, -1] <= proposed.value[:, -1] + rounding).nonzero()[:, 0]
         if len(uncertain):
             own = None if own is None else own[uncertain]
-            exact = self._scan(queries[uncertain].double(), own, self.k, _torch_tile)
+            exact = self._scan(queries[uncertain].double(), own, self.k, self._by_product)
             similarity[uncertain], index[uncertain] = exact.value, exact.column
         return similarity, index
 
-    def _scan(self, queries: Tensor, own: Tensor | None, size: int, propose: "Propose") -> "_ShortList":
+    def _scan(self, queries: Tensor, own: Tensor | None, size: int, propose: Propose) -> "_ShortList":
         best = _ShortList(len(queries), size, self.device)
         for first in range(0, len(self.base), self.columns):
             propose(best, queries, _tile(self.base, first, self.columns, self.device), first, own)
@@ -165,6 +170,32 @@ class _Search:
         similarity = similarity.masked_fill(column < 0, -torch.inf)
         similarity, order = similarity.sort(dim=1, descending=True, stable=True)
         return similarity[:, : self.k], column.gather(1, order)[:, : self.k]
+
+    def _by_product(
+        self, best: "_ShortList", queries: Tensor, base: Tensor, first: int, own: Tensor | None
+    ) -> None:
+        if queries.dtype == torch.float32:
+            # One buffer for all tiles: the system takes longer to give fresh memory than to fill it.
+            out = self._buffer[: len(queries) * len(base)].view(len(queries), len(base))
+            similarity = torch.mm(queries, base.T, out=out)
+        else:
+            similarity = (queries @ base.to(queries.dtype).T).float()
+        if own is not None:
+            inside = ((own >= first) & (own < first + len(base))).nonzero()[:, 0]
+            similarity[inside, own[inside] - first] = -torch.inf
+        best.offer(similarity, first)
+
+    @staticmethod
+    def _by_faiss(best: "_ShortList", queries: Tensor, base: Tensor, first: int, own: Tensor | None) -> None:
+        import faiss
+
+        size = min(best.size + (own is not None), len(base))
+        value, column = faiss.knn(queries.cpu().numpy(), base.cpu().numpy(), size, faiss.METRIC_INNER_PRODUCT)
+        values = torch.from_numpy(value).to(queries.device)
+        columns = torch.from_numpy(column).to(queries.device) + first
+        if own is not None:
+            values = values.masked_fill(columns == own[:, None], -torch.inf)
+        best.merge(torch.arange(len(queries), device=queries.device), columns, values)
 
 
 class _ShortList:
@@ -237,29 +268,6 @@ class _Normalised:
 
     def __getitem__(self, rows: Any, /) -> Tensor:
         return torch.nn.functional.normalize(_as_tensor(self._rows[rows]).float(), dim=-1)
-
-
-Propose = Callable[[_ShortList, Tensor, Tensor, int, Tensor | None], None]
-
-
-def _torch_tile(best: _ShortList, queries: Tensor, base: Tensor, first: int, own: Tensor | None) -> None:
-    similarity = (queries @ base.to(queries.dtype).T).float()
-    if own is not None:
-        inside = ((own >= first) & (own < first + len(base))).nonzero()[:, 0]
-        similarity[inside, own[inside] - first] = -torch.inf
-    best.offer(similarity, first)
-
-
-def _faiss_tile(best: _ShortList, queries: Tensor, base: Tensor, first: int, own: Tensor | None) -> None:
-    import faiss
-
-    size = min(best.size + (own is not None), len(base))
-    value, column = faiss.knn(queries.cpu().numpy(), base.cpu().numpy(), size, faiss.METRIC_INNER_PRODUCT)
-    values = torch.from_numpy(value).to(queries.device)
-    columns = torch.from_numpy(column).to(queries.device) + first
-    if own is not None:
-        values = values.masked_fill(columns == own[:, None], -torch.inf)
-    best.merge(torch.arange(len(queries), device=queries.device), columns, values)
 
 
 def _backend(name: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from dinov2.exits import UserError
 from dinov2.models.backbone import Backbone
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # by name
 LONGEST = 8  # times the short side; a longer strip is cut to its middle before it is enlarged
 PART = re.compile(r"cls([1-9]\d*)?|mean")
 
@@ -47,12 +48,15 @@ class CentreCrop:
     resize: int = 256
 
     def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
+        return as_tensor(self.picture(image))
+
+    def picture(self, image: Image.Image) -> Image.Image:
         image = _without_ends(image)
         scale = self.resize / min(image.size)
         width, height = (max(self.resize, int(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        return as_tensor(image.crop((left, top, left + self.size, top + self.size)))
+        return image.crop((left, top, left + self.size, top + self.size))
 
 
 class BackboneEmbedder:
@@ -102,6 +106,7 @@ class BackboneEmbedder:
     def meta(self) -> dict[str, Any]:
         return {
             "weights": self._backbone.weights_hash(),
+            "architecture": self._backbone.architecture(),  # equal weights differ by heads, position, …
             "transform": {"kind": "centre crop", **asdict(self.prepare)},
             "input": [list(values) for values in self._backbone.normalisation],
             "token": self.token,
@@ -150,7 +155,8 @@ class BackboneEmbedder:
 
 
 def as_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    # Transposed by NumPy: torch would start its threads for a picture.
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
 
 def _without_ends(image: Image.Image) -> Image.Image:

@@ -1,7 +1,7 @@
 """Embeds a source: into a folder, piece by piece so that a killed run continues, or into memory."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,11 +116,16 @@ class _Pictures(Dataset[Any]):
             return row, str(error)
 
 
+def stacked(pictures: Sequence[Tensor]) -> Tensor:
+    """Equal tensors on the CPU as one, by NumPy: torch would start its threads, which may all be busy."""
+    return torch.from_numpy(np.stack([picture.numpy() for picture in pictures]))
+
+
 def _together(items: list[tuple[int, Tensor | str]]) -> _Loaded:
     pictures = [picture for _, picture in items if isinstance(picture, Tensor)]
     return _Loaded(
         rows=[row for row, picture in items if isinstance(picture, Tensor)],
-        pictures=torch.stack(pictures) if pictures else None,
+        pictures=stacked(pictures) if pictures else None,
         failures=[(row, reason) for row, reason in items if isinstance(reason, str)],
     )
 

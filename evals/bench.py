@@ -1,0 +1,85 @@
+"""What a task is given: the backbone, and features that are computed once and shared by all tasks."""
+
+import hashlib
+import json
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dinov2.data.sources import Source
+from dinov2.features import Embedder, Embeddings, embed
+from dinov2.files import read_json
+from dinov2.models.backbone import Backbone
+from evals.backbones import PIXELS, embedder, load
+from evals.config import EvalConfig
+
+FEATURES = "features"
+
+
+class Bench:
+    """One backbone under evaluation, in one output folder.
+
+    Attributes:
+        seconds: what was spent, by what it was spent on.
+        unreadable: by source, how many pictures could not be read.
+    """
+
+    def __init__(self, config: EvalConfig) -> None:
+        self.config, self.folder = config, Path(config.output)
+        self.seconds: dict[str, float] = {}
+        self.unreadable: dict[str, int] = {}
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """Raises UserError for `pixels`, which has no tokens to train on."""
+        return load(self.config.backbone, self.config.device)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What distinguishes this backbone from any other: weights and architecture, not where it lies."""
+        if self.config.backbone == PIXELS:
+            return {"weights": PIXELS}
+        return {"weights": self.backbone.weights_hash(), "architecture": self.backbone.architecture()}
+
+    def embedder(self, token: str) -> Embedder:
+        backbone = None if self.config.backbone == PIXELS else self.backbone
+        return embedder(backbone, self.config, token)
+
+    def features(self, source: Source, token: str = "cls") -> Embeddings:
+        """Features of a source, from the cache where they are there, whichever task put them there.
+
+        `Embeddings.columns` tells where the parts of the token lie: there may be more than were asked for.
+        """
+        start = time.perf_counter()
+        wanted = self.embedder(token)
+        folder = self.folder / FEATURES / _key(wanted.meta, source)
+        found = _wide_enough(folder, wanted.meta["parts"])
+        if found is None:
+            found = embed(
+                source,
+                wanted,
+                folder / token,
+                batch=self.config.batch,
+                workers=self.config.workers,
+                what=f"features of {source.name}",
+            )
+        self.unreadable[source.name] = len(found.meta["unreadable"])
+        self.seconds["features"] = self.seconds.get("features", 0.0) + time.perf_counter() - start
+        return found
+
+
+def _key(meta: dict[str, Any], source: Source) -> str:
+    """Features in one folder differ only in which tokens they are of."""
+    rest = {name: value for name, value in meta.items() if name not in ("token", "parts")}
+    text = json.dumps([rest, source.fingerprint], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _wide_enough(folder: Path, parts: list[list[Any]]) -> Embeddings | None:
+    """Finished features that hold these parts one after the other."""
+    for path in sorted(folder.glob("*/meta.json")):
+        there = read_json(path)["parts"]
+        if any(there[first : first + len(parts)] == parts for first in range(len(there))):
+            return Embeddings.open(path.parent)
+    return None

@@ -1,0 +1,37 @@
+"""Settings that every evaluation has."""
+
+from dataclasses import dataclass
+
+import torch
+
+from dinov2.config import one_of, required, runtime
+from dinov2.exits import UserError
+from dinov2.features import PRECISIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    backbone: str = required()  # the first word: a backbone folder, timm:NAME, weights?architecture=…, pixels
+    data: str | None = None  # pictures with labels in two parts: train/ and val/ folders, or a split column
+    train: str | None = None  # or each part by itself: labelled pictures to learn from
+    test: str | None = None  # and those to be recognised
+    output: str = runtime(required())  # folder of features, results and pages, shared by tasks and backbones
+    size: int = 224  # pixels along a side of what the backbone sees
+    resize: int | None = None  # pixels of the short side before the crop; null: 256 for 224, in proportion
+    precision: str = "float32"  # or bfloat16, float16: what autocast uses
+    seed: int = 0  # of whatever is drawn
+    batch: int = runtime(64)  # pictures at once through the backbone
+    workers: int = runtime(0)  # processes that decode
+    device: str = runtime("cuda" if torch.cuda.is_available() else "cpu")  # cpu, cuda, cuda:1, …
+    cache: str | None = runtime(None)  # folder for tar indexes; null: ~/.cache/dinov2
+
+    def __post_init__(self) -> None:
+        one_of(self.precision, PRECISIONS, "precision")
+        at_least_one(self, "size", "batch")
+
+
+def at_least_one(config: object, *keys: str) -> None:
+    """Raise UserError for the first of these settings that is below 1."""
+    for key in keys:
+        if getattr(config, key) < 1:
+            raise UserError(f"{key}={getattr(config, key)}: give 1 or more")

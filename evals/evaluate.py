@@ -1,0 +1,51 @@
+"""One backbone, one task: measured once, whatever is killed or started twice."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from dinov2.exits import UserError
+from dinov2.files import lock, read_json
+from evals.bench import FEATURES, Bench
+from evals.config import EvalConfig
+from evals.registry import TASKS
+from evals.report import write_report, write_result_page
+from evals.results import LINES, RESULTS, as_result, result_key, result_path, save
+
+WORK = "work"  # what a killed command continues from
+
+
+def evaluate(name: str, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
+    """Measure by the task of this name, unless the result is there: its file and its content.
+
+    Raises:
+        UserError: see the task; or the output folder holds something else.
+    """
+    task, folder = TASKS[name], Path(config.output)
+    _check_folder(folder)
+    data = task.data(config)
+    bench = Bench(config)
+    key = result_key(name, bench, config, data.sources)
+    path, work = result_path(folder, key), folder / WORK / key
+    # One process measures; another with the same command waits, and finds the result.
+    with lock(folder / WORK / f".{key}.lock"):
+        if not path.exists():
+            start = time.perf_counter()
+            outcome = task.run(bench, data, config, work)
+            bench.seconds["total"] = time.perf_counter() - start
+            result = as_result(name, bench, config, data.sources, outcome)
+            write_result_page(path.with_suffix(".html"), result, outcome)
+            save(folder, key, result)
+            shutil.rmtree(work, ignore_errors=True)
+    write_report(folder)
+    return path, read_json(path)
+
+
+def _check_folder(folder: Path) -> None:
+    """Results of any number of commands may lie together, but with nothing else."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output={folder} is a file; name a folder")
+    ours = (FEATURES, RESULTS, LINES, WORK)
+    if folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in ours):
+        raise UserError(f"output={folder} holds something else; name an empty or new folder")

@@ -1,0 +1,105 @@
+"""Classification by nearest neighbours: no training, nothing to tune (DINO, arXiv 2104.14294, sec. 4)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from dinov2.config import listed
+from dinov2.data.order import derive_seed
+from dinov2.exits import UserError
+from dinov2.features import Embeddings
+from dinov2.neighbours import knn_classify
+from dinov2.pages import Page
+from evals.bench import Bench
+from evals.config import EvalConfig, at_least_one
+from evals.data import Parts
+from evals.drawing import draw_classification, draw_neighbours
+from evals.results import Outcome
+
+HEADLINE = 20  # the k that DINO reports
+
+
+@dataclass(frozen=True, kw_only=True)
+class KNNConfig(EvalConfig):
+    k: list[int] = listed(10, 20, 100, 200)  # neighbours that vote; left out beyond the training set
+    temperature: float = 0.07  # of the votes' softmax
+    per_class: int | None = None  # training pictures of each class, drawn at random; null: all
+    tries: int = 5  # draws over which per_class is averaged
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "tries")
+        if not self.k or min(self.k) < 1:
+            raise UserError(f"k={self.k}: give one or more numbers from 1 up")
+        if self.temperature <= 0:
+            raise UserError(f"temperature={self.temperature}: give more than 0")
+        if self.per_class is not None:
+            at_least_one(self, "per_class")
+
+
+def run(bench: Bench, parts: Parts, config: KNNConfig, work: Path) -> Outcome:
+    """Top-1 accuracy for each k.
+
+    A k larger than the training set is left out; where all are, its size is used. The headline is k = 20 as
+    in DINO, or the nearest k that is there: never the best on the test part.
+    """
+    train, test = (bench.features(part.source) for part in (parts.train, parts.test))
+    labels, truth = parts.train.labels(train.ids), parts.test.labels(test.ids)
+    base, queries = (torch.from_numpy(_cls(found)) for found in (train, test))
+    answers: dict[int, list[Tensor]] = {}
+    for rows in _draws(labels, config):
+        found = knn_classify(
+            base[rows],
+            labels[rows],
+            queries,
+            classes=len(parts.classes),
+            k=config.k,
+            temperature=config.temperature,
+            device=config.device,
+        )
+        for k, answer in found.items():
+            answers.setdefault(k, []).append(answer.cpu())
+    scores = {
+        f"top1_k{k}": np.mean([(one == truth).numpy() for one in several], axis=0)
+        for k, several in answers.items()
+    }
+    headline = min(answers, key=lambda k: (abs(k - HEADLINE), k))
+
+    def draw(page: Page) -> None:
+        shown = answers[headline][0]
+        draw_classification(page, parts, test.ids, truth, shown)
+        draw_neighbours(page, parts, (train.ids, base), (test.ids, queries), truth, shown)
+
+    return Outcome(
+        headline=f"top1_k{headline}",
+        metrics={name: 100 * float(values.mean()) for name, values in scores.items()},
+        scores=scores,
+        details={"training_pictures": len(_draws(labels, config)[0])},
+        draw=draw,
+    )
+
+
+def _cls(found: Embeddings) -> np.ndarray:
+    return np.array(found.array()[:, found.columns("cls-1")])
+
+
+def _draws(labels: Int[Tensor, "n"], config: KNNConfig) -> list[Int[Tensor, "kept"]]:
+    """The training rows of each try: all of them once, or `per_class` of each class `tries` times."""
+    if config.per_class is None:
+        return [torch.arange(len(labels))]
+    counts = labels.bincount()
+    if int(counts[counts > 0].min()) < config.per_class:
+        raise UserError(
+            f"per_class={config.per_class}: the smallest class has {int(counts[counts > 0].min())}"
+        )
+    draws = []
+    for number in range(config.tries):
+        generator = torch.Generator().manual_seed(derive_seed("per class", config.seed, number))
+        order = torch.randperm(len(labels), generator=generator)
+        by_class = [order[labels[order] == name][: config.per_class] for name in labels.unique()]
+        draws.append(torch.cat(by_class).sort().values)
+    return draws
