@@ -16,12 +16,22 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from dinov2.data.augment import AugmentConfig, CropKind, CropPlan, MultiCrop, blur, cut, draw_plan, normalise
+from dinov2.data.augment import (
+    COLOURS,
+    AugmentConfig,
+    CropKind,
+    CropPlan,
+    MultiCrop,
+    blur,
+    cut,
+    draw_plan,
+    normalise,
+)
 from dinov2.exits import UserError
 from tests.pictures import picture
 
 SMALL = AugmentConfig(global_size=64, local_size=32)
-COLOURS: list[Any] = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue]
+THEIRS: list[Any] = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue]
 
 
 def reference(image: Any, plan: CropPlan, size: int, kernel: int) -> Tensor:
@@ -30,7 +40,7 @@ def reference(image: Any, plan: CropPlan, size: int, kernel: int) -> Tensor:
     if plan.flip:
         image = F.horizontal_flip(image)
     for index, amount in plan.colours:
-        image = COLOURS[index](image, amount)
+        image = THEIRS[index](image, amount)
     if plan.grey:
         image = F.rgb_to_grayscale(image, num_output_channels=3)
     if plan.sigma is not None:
@@ -78,6 +88,13 @@ def test_resizing_is_torchvisions():
         wanted = F.resized_crop(pixels, *plan.box, [64, 64], InterpolationMode.BICUBIC, antialias=True)
         bare = plan._replace(flip=False, colours=[], grey=False)
         assert torch.equal(cut(pixels, bare, 64), wanted)
+
+
+def test_colours_are_torchvisions_on_pillow():
+    image: Any = picture(2, 1)
+    for ours, theirs in zip(COLOURS, THEIRS, strict=True):
+        for amount in (-0.1, 0.03, 0.1) if theirs is F.adjust_hue else (0.0, 0.6, 1.0, 1.4):
+            assert np.array_equal(ours(image, amount), theirs(image, amount))
 
 
 @pytest.mark.parametrize("kernel", [3, 9])
