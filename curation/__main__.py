@@ -16,6 +16,7 @@ from curation.config import CurateConfig
 from curation.run import Run
 from dinov2.config import read
 from dinov2.console import run as run_command
+from dinov2.files import TEMPORARY, remove_leftovers
 from dinov2.folders import claim
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
@@ -43,6 +44,8 @@ def curate(run: Run) -> None:
     names = list(STAGES)
     if run.config.stop_after is not None:
         names = names[: names.index(run.config.stop_after) + 1]
+    for leftover in {path.parent for path in run.folder.rglob(TEMPORARY + "*")}:
+        remove_leftovers(leftover)  # of processes that were killed
     run.check_sources()
     left = [name for name in names if run.done(name) is None]
     for name in left:

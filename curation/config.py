@@ -37,7 +37,8 @@ class NearConfig:
 
     hash_distance: int = 8  # candidates: perceptual or PCA hashes that differ in at most this many of 64 bits
     k: int = 64  # candidates: nearest neighbours by embedding (DINOv2 app. A)
-    cosine: float = 0.15  # candidates: neighbours of at least this cosine
+    cosine: float = 0.15  # candidates: of these, those of at least this cosine
+    always: int = 8  # candidates: so many nearest neighbours whatever their cosine
     verify: bool = True  # similarity is the alignment's score; else the cosine itself
     loosest: float = 0.5  # edges are stored from this similarity on
     threshold: float = 0.75  # edges count from this similarity on

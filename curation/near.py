@@ -198,5 +198,7 @@ def _neighbours(
     from dinov2.neighbours import nearest
 
     similarity, index = nearest(queries, base, settings.k, exclude_self=inside)
-    a, place = np.nonzero(similarity.numpy() >= settings.cosine)
+    near = similarity.numpy() >= settings.cosine
+    near[:, : settings.always] = True
+    a, place = np.nonzero(near)
     return np.stack([rows[a], columns[index.numpy()[a, place]]], axis=1)

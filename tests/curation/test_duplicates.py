@@ -1,0 +1,110 @@
+"""Copies are found, pictures that are merely alike stay, and every drop says why."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from curation.align import align
+from curation.duplicates import Groups
+from curation.looks import luma, pca_hash, perceptual_hash, thumbnail
+from dinov2.data.manifest import DECISIONS_SCHEMA, read_format, read_manifest
+from dinov2.data.sources import open_source
+from tests.curation.pools import PLANTED, another, curate, decisions, make_pool
+
+
+@pytest.fixture(scope="module")
+def curated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = make_pool(tmp_path_factory.mktemp("pictures"))
+    return root, curate(
+        f"pool={root}/pool", f"holdout={root}/holdout", f"output={root}/out", "write.shard=10"
+    )
+
+
+def test_every_planted_copy_loses_to_one_and_no_original_to_another(curated: tuple[Path, Path]) -> None:
+    rows = decisions(curated[1])
+    group = [uri for uri in rows if "copies/" in uri] + ["class_1/000.png"]
+    assert len(group) == len(PLANTED) + 1
+    (kept,) = [uri for uri in group if rows[uri]["kept"]]
+    assert kept == "copies/large.webp"  # the largest stays
+    for uri in set(group) - {kept}:
+        assert rows[uri]["dropped_by"] == "duplicates"
+        assert rows[uri]["evidence"] == rows[kept]["id"]
+        assert 0.75 <= rows[uri]["similarity"] <= 1
+    originals = [row for uri, row in rows.items() if uri.startswith("class_") and uri not in group]
+    assert [row["uri"] for row in originals if not row["kept"]] == ["class_2/001.png"]
+
+
+def test_a_leak_into_the_holdout_goes(curated: tuple[Path, Path]) -> None:
+    root, out = curated
+    row = decisions(out)["class_2/001.png"]
+    holdout = open_source(f"{root}/holdout").table.to_pylist()
+    assert row["dropped_by"] == "holdout"
+    assert row["evidence"] == next(other["id"] for other in holdout if other["uri"] == "leak.jpg")
+
+
+def test_every_picture_has_a_decision_and_the_kept_keep_their_bytes(curated: tuple[Path, Path]) -> None:
+    root, out = curated
+    table = read_format(out / "decisions.parquet", DECISIONS_SCHEMA)
+    pool = open_source(f"{root}/pool")
+    assert table["id"].to_pylist() == sorted(pool.ids)
+    broken = [row for row in table.to_pylist() if "broken/" in row["uri"]]
+    assert len(broken) == 8
+    assert all(row["error"] and row["dropped_by"] == "ingest" for row in broken)
+    manifest = read_manifest(out / "manifest.parquet")
+    written, place = open_source(str(out)), {id_: row for row, id_ in enumerate(pool.ids)}
+    assert sorted(written.ids) == manifest["id"].to_pylist()
+    for row, id_ in enumerate(written.ids):
+        assert written.read(row) == pool.read(place[id_])
+
+
+def test_a_crop_is_laid_where_it_was_cut() -> None:
+    image = another(0, 3)
+    crop = image.crop((20, 10, 116, 94))
+    thumbs = np.stack([thumbnail(picture) for picture in (image, crop, another(0, 4))])
+    found = align(thumbs, np.array([[0, 1], [1, 0], [0, 2]]))
+    assert found.score[0] == found.score[1] > 0.9
+    assert found.score[2] < 0.5
+    expected = [20 / image.width, 96 / image.width, 10 / image.height, 84 / image.height]
+    assert np.allclose(found.box[0], expected, atol=0.02)
+
+
+@pytest.mark.parametrize("make", [perceptual_hash, pca_hash])
+def test_hashes_do_not_see_gain_and_hardly_size_and_compression(make) -> None:
+    grey = luma(thumbnail(another(1, 1)))
+    assert make(grey) == make((grey * 0.5 + 20).astype(np.float32))
+    small = luma(thumbnail(another(1, 1).resize((64, 56), Image.Resampling.LANCZOS)))
+    assert (make(grey) ^ make(small)).bit_count() <= 6
+    others = [make(luma(thumbnail(another(kind, 7)))) for kind in range(8)]
+    assert min((make(grey) ^ other).bit_count() for other in others) > 12
+
+
+def test_chains_whole_and_direct() -> None:
+    # 0 - 1 - 2 - 3 in a row; 3 is the largest picture, 0 the smallest
+    pairs = np.array([[0, 1], [1, 2], [2, 3]])
+    groups = Groups.of(5, pairs, np.array([0.9, 0.8, 0.95], np.float32))
+    rank = np.array([1, 2, 3, 4, 9])
+    lost, winner, how = groups.losers(rank, direct=False)
+    assert lost.tolist() == [0, 1, 2]
+    assert winner.tolist() == [3, 3, 3]
+    assert np.allclose(how, [0.8, 0.8, 0.95])  # the weakest edge on the way, and the direct one
+    lost, winner, how = groups.losers(rank, direct=True)
+    assert lost.tolist() == [0, 2]  # 1 has no edge to 3, and stays; 0 loses to 1
+    assert winner.tolist() == [1, 3]
+    assert np.allclose(how, [0.9, 0.95])
+
+
+def test_exact_copies_count_as_largest_then_first(tmp_path: Path) -> None:
+    data = (another(2, 2), another(2, 3))
+    for name, image in zip(("a", "b", "c"), (data[0], data[0], data[1]), strict=True):
+        image.save(tmp_path / f"{name}.png")
+    out = curate(f"pool={tmp_path}", f"output={tmp_path}/out")
+    rows = decisions(out)
+    first, second = sorted((rows["a.png"], rows["b.png"]), key=lambda row: row["id"])
+    assert first["kept"]
+    assert (second["evidence"], second["similarity"]) == (first["id"], 1.0)
+    assert rows["c.png"]["kept"]
+    edges = parquet.read_table(out / "edges" / "duplicate.parquet").to_pylist()
+    assert [(edge["a"], edge["b"]) for edge in edges] == [(first["id"], second["id"])]
