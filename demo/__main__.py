@@ -81,7 +81,7 @@ def _evaluate(config: DemoConfig, inputs: Inputs, folder: Path) -> list[list[str
             "evals",
             spec,
             task,
-            *(["probe"] if task == "linear" else []),
+            *(["demo"] if task == "linear" else []),
             f"train={folder / 'curated'}",
             f"test={test}",
             f"size={size}",

@@ -11,6 +11,7 @@ from dinov2.console import run
 from dinov2.files import write_text
 from dinov2.models.backbone import Backbone
 from dinov2.pages import Page
+from dinov2.pages.page import Value
 from evals.backbones import load
 
 Scores = dict[tuple[str, str], Score]
@@ -58,19 +59,26 @@ def summary(made: Made, verdict: Verdict | None, scores: Scores) -> list[str]:
     return lines
 
 
-def _tiles(made: Made, verdict: Verdict | None, scores: Scores) -> dict[str, str]:
+def _tiles(made: Made, verdict: Verdict | None, scores: Scores) -> dict[str, Value | tuple[Value, str]]:
     kept = sum(row["kept"] for row in made.decisions)
-    tiles = {"pictures in the pool": f"{len(made.decisions):,}", "kept for training": f"{kept:,}"}
+    tiles: dict[str, Value | tuple[Value, str]] = {
+        "pictures in the pool": len(made.decisions),
+        "kept for training": kept,
+    }
     if verdict is not None:
         copies = [tally for kind, tally in verdict.planted.items() if kind != "corrupt"]
         planted, found = sum(tally.planted for tally in copies), sum(tally.found for tally in copies)
-        tiles["planted copies found"] = f"{found} of {planted}"
-        tiles["originals dropped wrongly"] = f"{len(verdict.wrong)} of {verdict.originals:,}"
+        wrong = len(verdict.wrong)
+        tiles["of planted copies found"] = f"{100 * found / max(1, planted):.1f}%", f"{found} of {planted}"
+        tiles["of originals dropped wrongly"] = (
+            f"{100 * wrong / max(1, verdict.originals):.2f}%",
+            f"{wrong} of {verdict.originals:,}",
+        )
     for method, words in (("trained", "after training"), ("untrained", "before"), ("pixels", "raw pixels")):
         if (score := scores.get((method, "knn"))) is not None:
             tiles[f"k-NN {words}"] = f"{score.value:.1f}%"
     seconds = sum(facts["seconds"] for facts in read_stages(made.folder).values())
-    tiles["minutes"] = f"{seconds / 60:.1f}"
+    tiles["minutes, after installing"] = f"{seconds / 60:.1f}"
     return tiles
 
 

@@ -92,8 +92,7 @@ def _originals(page: Page, made: Made, verdict: Verdict) -> None:
     cards = [
         Card(
             [_planted_file(made, path) for path in (drop.path, drop.lost_to) if path],
-            f"{drop.stage}: {drop.path.removeprefix('pool/')}"
-            + (f" lost to {drop.lost_to}, likeness {drop.similarity:.2f}" if drop.lost_to else ""),
+            f"by {drop.stage}" + (f", likeness {drop.similarity:.2f}" if drop.lost_to else ""),
             "bad",
         )
         for drop in spread(wrong, 12)

@@ -1,13 +1,14 @@
 """The page's account of training and what it is worth: curves, numbers, neighbours, attention."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from demo.made import Made, spread
-from dinov2.data.decode import decode
+from dinov2.data.decode import Unreadable, decode
 from dinov2.data.sources import Source, open_source
 from dinov2.features import BackboneEmbedder, embed_array
 from dinov2.files import read_json
@@ -30,6 +31,7 @@ CURVES = [
 NEIGHBOURS = 6
 ASKED = 10  # test pictures whose neighbours are shown
 SEEN = 6  # test pictures whose attention is shown
+MOST_SEARCHED = 3_000  # curated pictures among which they are looked for
 SHOWN_SIDE = 160  # pixels at which attention and patches are drawn
 
 
@@ -110,19 +112,20 @@ def draw_scores(page: Page, made: Made, scores: dict[tuple[str, str], Score]) ->
 def draw_neighbours(page: Page, made: Made, backbones: dict[str, Backbone]) -> None:
     """Nearest training pictures of some test pictures, before and after."""
     page.heading("Nearest neighbours")
-    train, test = open_source(str(made.curated)), made.sources["test"]
-    found = {name: _neighbours(backbone, train, test) for name, backbone in backbones.items()}
-    asked = spread(list(range(len(test))), ASKED)
-    cards = []
-    for row in asked:
-        for name, words in (("untrained", "before"), ("trained", "after")):
-            columns = found[name].get(test.ids[row])
-            if columns is not None:
-                cards.append(_neighbour_card(test, row, train, columns, words))
+    curated, test = open_source(str(made.curated)), made.sources["test"]
+    train = curated.select(spread(list(range(len(curated))), MOST_SEARCHED))
+    asked = test.select(spread(list(range(len(test))), ASKED))
+    found = {name: _neighbours(backbone, train, asked) for name, backbone in backbones.items()}
+    cards = [
+        _neighbour_card(asked, row, train, found[name][id_], words)
+        for row, id_ in enumerate(asked.ids)
+        for name, words in (("untrained", "before"), ("trained", "after"))
+        if id_ in found[name]
+    ]
     page.gallery(
         cards,
-        "Left a test picture, then the curated pictures nearest to it, before and after training. The test "
-        "pictures are spread evenly over the set; nobody has picked them.",
+        f"Left a test picture, then the nearest to it among {len(train):,} curated pictures, before and "
+        "after training. The test pictures are spread evenly over the set; nobody has picked them.",
         columns=2,
         side=72,
     )
@@ -132,41 +135,51 @@ def draw_looks(page: Page, made: Made, backbones: dict[str, Backbone]) -> None:
     """Attention and patch colours of some test pictures."""
     page.heading("What it looks at")
     test = made.sources["test"]
-    rows = spread(list(range(len(test))), SEEN + 2)[1:-1]
-    pictures = [_large(decode(test.read(row))) for row in rows]
+    shown = _readable(test, spread(list(range(len(test))), SEEN + 2)[1:-1])
+    pictures = list(shown.values())
     backbone = backbones["trained"]
     size = 2 * backbone.image_size  # a finer grid than in training: positions are interpolated
     colours = {name: patch_colours(each, pictures, size=size) for name, each in backbones.items()}
-    for row, picture, before, after in zip(
-        rows, pictures, colours["untrained"], colours["trained"], strict=True
-    ):
-        maps = attention_maps(backbone, picture, size=size)
-        label = test.labels()[row]
-        page.gallery([Card([picture, *maps, before, after], label or "")], side=96)
-    page.text(
-        "Each row: a test picture; how the last block's CLS token attends to it, one map a head, after "
-        "training; and the first three principal components of its patch tokens as red, green and blue, "
-        "before and after training."
+    cards = [
+        Card(
+            [picture, *attention_maps(backbone, picture, size=size), before, after], test.labels()[row] or ""
+        )
+        for row, picture, before, after in zip(shown, pictures, *colours.values(), strict=True)
+    ]
+    page.gallery(
+        cards,
+        "Each row: a test picture; how the last block's CLS token attends to it after training, one map a "
+        "head; and the first three principal components of its patch tokens as red, green and blue, before "
+        "training and after it.",
+        columns=1,
+        side=96,
     )
 
 
-def _neighbours(backbone: Backbone, train: Source, test: Source) -> dict[str, list[str]]:
-    """Ids of the nearest training pictures by the id of the test picture."""
+def _neighbours(backbone: Backbone, train: Source, asked: Source) -> dict[str, list[str]]:
+    """Ids of the nearest training pictures by the id of the picture asked for."""
     size = backbone.image_size
     embedder = BackboneEmbedder(backbone, size=size, resize=size, normalised=True)
-    (base_ids, base), (ids, queries) = (embed_array(source, embedder) for source in (train, test))
+    (base_ids, base), (ids, queries) = (embed_array(source, embedder) for source in (train, asked))
     _, index = nearest(queries, base, min(NEIGHBOURS, len(base_ids)))
     return {id_: [base_ids[column] for column in row] for id_, row in zip(ids, index.tolist(), strict=True)}
 
 
-def _neighbour_card(test: Source, row: int, train: Source, found: list[str], words: str) -> Card:
+def _neighbour_card(asked: Source, row: int, train: Source, found: list[str], words: str) -> Card:
     rows = {id_: place for place, id_ in enumerate(train.ids)}
-    label, labels = test.labels()[row], train.labels()
+    label, labels = asked.labels()[row], train.labels()
     same = sum(labels[rows[id_]] == label for id_ in found)
-    pictures = [test.read(row), *(train.read(rows[id_]) for id_ in found)]
-    if label is None:
-        return Card(pictures, words)
-    return Card(pictures, f"{words}: {same} of {len(found)} are {label}")
+    pictures = [asked.read(row), *(train.read(rows[id_]) for id_ in found)]
+    return Card(pictures, f"{words}: {same} of {len(found)} are {label}" if label else words)
+
+
+def _readable(source: Source, rows: list[int]) -> dict[int, Image.Image]:
+    """Those of the rows that can be read, large enough to be looked at."""
+    found = {}
+    for row in rows:
+        with suppress(Unreadable):
+            found[row] = _large(decode(source.read(row)))
+    return found
 
 
 def _large(picture: Image.Image) -> Image.Image:
