@@ -66,6 +66,8 @@ def load(spec: str, device: str) -> Backbone:
 def embedder(backbone: Backbone | None, config: EvalConfig, token: str) -> Embedder:
     """The embedder of a backbone, or of pixels where there is none."""
     if backbone is None:
+        if token != "cls":
+            raise UserError(f"pixels has no tokens: leave out token={token}")
         return Pixels(config.size, config.resize)
     return BackboneEmbedder(
         backbone,

@@ -7,6 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dinov2.data.sources import Source
 from dinov2.features import Embedder, Embeddings, embed
 from dinov2.files import read_json
@@ -22,13 +25,14 @@ class Bench:
 
     Attributes:
         seconds: what was spent, by what it was spent on.
-        unreadable: by source, how many pictures could not be read.
+        unreadable: by a source's fingerprint, how many of its pictures could not be read.
     """
 
     def __init__(self, config: EvalConfig) -> None:
         self.config, self.folder = config, Path(config.output)
         self.seconds: dict[str, float] = {}
         self.unreadable: dict[str, int] = {}
+        self._embedders: dict[str, Embedder] = {}
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -43,13 +47,15 @@ class Bench:
         return {"weights": self.backbone.weights_hash(), "architecture": self.backbone.architecture()}
 
     def embedder(self, token: str) -> Embedder:
-        backbone = None if self.config.backbone == PIXELS else self.backbone
-        return embedder(backbone, self.config, token)
+        if token not in self._embedders:
+            backbone = None if self.config.backbone == PIXELS else self.backbone
+            self._embedders[token] = embedder(backbone, self.config, token)
+        return self._embedders[token]
 
     def features(self, source: Source, token: str = "cls") -> Embeddings:
         """Features of a source, from the cache where they are there, whichever task put them there.
 
-        `Embeddings.columns` tells where the parts of the token lie: there may be more than were asked for.
+        There may be more in a vector than was asked for: take the columns of the token's parts.
         """
         start = time.perf_counter()
         wanted = self.embedder(token)
@@ -64,9 +70,15 @@ class Bench:
                 workers=self.config.workers,
                 what=f"features of {source.name}",
             )
-        self.unreadable[source.name] = len(found.meta["unreadable"])
+        self.unreadable[source.fingerprint] = len(found.meta["unreadable"])
         self.seconds["features"] = self.seconds.get("features", 0.0) + time.perf_counter() - start
         return found
+
+    def vectors(self, source: Source, token: str = "cls") -> tuple[list[str], NDArray[np.float16]]:
+        """Ids, and features of just this token, [n, dim], in memory."""
+        found = self.features(source, token)
+        parts = self.embedder(token).meta["parts"]
+        return found.ids, np.array(found.array()[:, found.columns(parts[0][0], parts[-1][0])])
 
 
 def _key(meta: dict[str, Any], source: Source) -> str:

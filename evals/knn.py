@@ -5,18 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dinov2.config import listed
 from dinov2.data.order import derive_seed
 from dinov2.exits import UserError
-from dinov2.features import Embeddings
 from dinov2.neighbours import knn_classify
 from dinov2.pages import Page
 from evals.bench import Bench
 from evals.config import EvalConfig, at_least_one
-from evals.data import Parts
+from evals.data import Labelled, Parts
 from evals.drawing import draw_classification, draw_neighbours
 from evals.results import Outcome
 
@@ -26,6 +25,7 @@ HEADLINE = 20  # the k that DINO reports
 @dataclass(frozen=True, kw_only=True)
 class KNNConfig(EvalConfig):
     k: list[int] = listed(10, 20, 100, 200)  # neighbours that vote; left out beyond the training set
+    token: str = "cls"  # what is compared; or mean, of the patch tokens, or cls+mean
     temperature: float = 0.07  # of the votes' softmax
     per_class: int | None = None  # training pictures of each class, drawn at random; null: all
     tries: int = 5  # draws over which per_class is averaged
@@ -47,9 +47,9 @@ def run(bench: Bench, parts: Parts, config: KNNConfig, work: Path) -> Outcome:
     A k larger than the training set is left out; where all are, its size is used. The headline is k = 20 as
     in DINO, or the nearest k that is there: never the best on the test part.
     """
-    train, test = (bench.features(part.source) for part in (parts.train, parts.test))
-    labels, truth = parts.train.labels(train.ids), parts.test.labels(test.ids)
-    base, queries = (torch.from_numpy(_cls(found)) for found in (train, test))
+    train_ids, base = _features(bench, parts.train, config)
+    test_ids, queries = _features(bench, parts.test, config)
+    labels, truth = parts.train.labels(train_ids), parts.test.labels(test_ids)
     answers: dict[int, list[Tensor]] = {}
     for rows in _draws(labels, config):
         found = knn_classify(
@@ -71,8 +71,8 @@ def run(bench: Bench, parts: Parts, config: KNNConfig, work: Path) -> Outcome:
 
     def draw(page: Page) -> None:
         shown = answers[headline][0]
-        draw_classification(page, parts, test.ids, truth, shown)
-        draw_neighbours(page, parts, (train.ids, base), (test.ids, queries), truth, shown)
+        draw_classification(page, parts, test_ids, truth, shown)
+        draw_neighbours(page, parts, (train_ids, base), (test_ids, queries), truth, shown)
 
     return Outcome(
         headline=f"top1_k{headline}",
@@ -83,8 +83,9 @@ def run(bench: Bench, parts: Parts, config: KNNConfig, work: Path) -> Outcome:
     )
 
 
-def _cls(found: Embeddings) -> np.ndarray:
-    return np.array(found.array()[:, found.columns("cls-1")])
+def _features(bench: Bench, part: Labelled, config: KNNConfig) -> tuple[list[str], Float[Tensor, "n dim"]]:
+    ids, vectors = bench.vectors(part.source, config.token)
+    return ids, torch.from_numpy(vectors)
 
 
 def _draws(labels: Int[Tensor, "n"], config: KNNConfig) -> list[Int[Tensor, "kept"]]:

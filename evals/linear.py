@@ -121,9 +121,8 @@ def run(bench: Bench, parts: Parts, config: LinearConfig, work: Path) -> Outcome
 
 def _kinds(found: Embeddings, blocks: list[int], mean_patch: list[bool]) -> list[Kind]:
     """The kinds of feature. Each is one run of columns: CLS tokens lie from early to late, then the mean."""
-    stops = {False: found.columns("cls-1").stop, True: found.columns("mean").stop}
     return [
-        Kind(last, mean, slice(found.columns(f"cls-{last}").start, stops[mean]))
+        Kind(last, mean, found.columns(f"cls-{last}", "mean" if mean else "cls-1"))
         for last in blocks
         for mean in mean_patch
     ]

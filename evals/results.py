@@ -75,7 +75,7 @@ def as_result(
         "backbone": {"spec": config.backbone, **bench.identity},
         "data": {
             part: facts
-            | {"name": sources[part].name, "unreadable": bench.unreadable.get(sources[part].name, 0)}
+            | {"name": sources[part].name, "unreadable": bench.unreadable.get(facts["fingerprint"], 0)}
             for part, facts in _data(sources).items()
         },
         "settings": _settings(config),

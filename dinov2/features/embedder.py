@@ -96,6 +96,7 @@ class BackboneEmbedder:
         self.token, self.normalised = token, normalised
         self.device, self.dtype = torch.device(device), dtype
         self._backbone = backbone
+        self._weights: str | None = None
         self._last = _blocks_wanted(token, backbone)
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in backbone.normalisation)
         self._mean, self._std = mean.to(self.device), std.to(self.device)
@@ -104,8 +105,10 @@ class BackboneEmbedder:
 
     @property
     def meta(self) -> dict[str, Any]:
+        if self._weights is None:  # hashed once: large backbones take seconds
+            self._weights = self._backbone.weights_hash()
         return {
-            "weights": self._backbone.weights_hash(),
+            "weights": self._weights,
             "architecture": self._backbone.architecture(),  # equal weights differ by heads, position, …
             "transform": {"kind": "centre crop", **asdict(self.prepare)},
             "input": [list(values) for values in self._backbone.normalisation],

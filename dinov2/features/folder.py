@@ -82,14 +82,12 @@ class Embeddings:
         """All rows: the memory map itself where they are in one file."""
         return self._pieces[0] if len(self._pieces) == 1 else self[:]
 
-    def columns(self, part: str) -> slice:
-        """Where in a vector this part lies; see `BackboneEmbedder.parts`."""
-        start = 0
-        for name, width in self.meta["parts"]:
-            if name == part:
-                return slice(start, start + width)
-            start += width
-        raise KeyError(part)
+    def columns(self, first: str, last: str | None = None) -> slice:
+        """Where in a vector these parts lie, from `first` to `last`; see `BackboneEmbedder.parts`."""
+        names = [name for name, _ in self.meta["parts"]]
+        ends = np.cumsum([width for _, width in self.meta["parts"]])
+        start, stop = names.index(first), names.index(last or first)
+        return slice(int(ends[start - 1]) if start else 0, int(ends[stop]))
 
 
 def memory_map(path: Path) -> NDArray[np.float16]:
