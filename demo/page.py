@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from demo.made import Made
-from demo.page_curation import draw_curation, draw_flow, verdict_of
+from demo.page_curation import KINDS, draw_curation, draw_flow, verdict_of
 from demo.page_results import Score, draw_looks, draw_neighbours, draw_scores, draw_training, scores_of
 from demo.stages import read_stages
 from demo.truth import Verdict
@@ -47,7 +47,8 @@ def summary(made: Made, verdict: Verdict | None, scores: Scores) -> list[str]:
     kept = sum(row["kept"] for row in made.decisions)
     lines = [f"{kept:,} of {len(made.decisions):,} pictures stayed."]
     if verdict is not None:
-        found = ", ".join(f"{kind} {tally.percent:.0f}%" for kind, tally in verdict.planted.items())
+        tallies = {kind: verdict.planted[kind] for kind in KINDS if kind in verdict.planted}
+        found = ", ".join(f"{kind} {tally.percent:.0f}%" for kind, tally in tallies.items())
         wrong = f"{len(verdict.wrong)} of {verdict.originals:,}"
         lines = [f"Planted copies found: {found}; originals dropped wrongly: {wrong}."]
     knn = {method: score for (method, task), score in scores.items() if task == "knn"}

@@ -55,7 +55,7 @@ class Stages:
         start = time.perf_counter()
         commands = stage.work() or []
         for words in commands:
-            _run(stage.name, words)
+            _run(self.folder / "logs" / f"{stage.name}.txt", words)
         facts = {"seconds": time.perf_counter() - start, "commands": [words[2:] for words in commands]}
         write_json(self.folder / FILE, done | {stage.name: facts})
 
@@ -76,23 +76,25 @@ def python(module: str, *words: str) -> list[str]:
     return [sys.executable, "-m", module, *words]
 
 
-def _run(name: str, words: list[str]) -> None:
-    """Run a program, which ends when we do. What it prints for people goes to standard error."""
+def _run(log: Path, words: list[str]) -> None:
+    """Run a program, which ends when we do. What it prints goes to its log, its progress to the terminal."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    program = subprocess.Popen(
-        words,
-        stdout=sys.stderr,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        preexec_fn=_end_with_parent,
-    )
-    try:
-        status = program.wait()
-    except BaseException:
-        program.terminate()
-        program.wait()
-        raise
+    changed = {"PYTHONPATH": os.pathsep.join(paths)}
+    if sys.stderr.isatty():
+        changed["TQDM_LEAVE"] = ""  # bars that are full make room for the next
+    log.parent.mkdir(exist_ok=True)
+    with open(log, "a") as file:
+        program = subprocess.Popen(
+            words, stdout=file, env={**os.environ, **changed}, preexec_fn=_end_with_parent
+        )
+        try:
+            status = program.wait()
+        except BaseException:
+            program.terminate()
+            program.wait()
+            raise
     if status:
-        raise StageFailed(name, status)
+        raise StageFailed(log.stem, status)
 
 
 def _end_with_parent() -> None:
