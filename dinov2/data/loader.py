@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -143,7 +144,11 @@ def _started(loader: DataLoader[Batch | UserError]) -> Iterator[Batch | UserErro
 
 def _loss_of(workers: set[BaseProcess]) -> UserError | None:
     """What to say if a worker has ended, else None."""
-    codes = [process.exitcode for process in workers if process.exitcode is not None]
+    ending = wait([worker.sentinel for worker in workers], timeout=1.0)
+    for worker in workers:
+        if worker.sentinel in ending:  # its files are closed, which is what was noticed; it is still going
+            worker.join()
+    codes = [worker.exitcode for worker in workers if worker.exitcode is not None]
     if not codes:
         return None
     if -signal.SIGBUS in codes:
