@@ -84,6 +84,7 @@ def progress(
     what: str,
     unit: str = "picture",
     initial: int = 0,
+    shown: bool = True,
 ) -> "tqdm[Any]":
     """A bar with rate and time left on standard error; without a terminal, a line now and then."""
     from tqdm import tqdm
@@ -95,6 +96,7 @@ def progress(
         desc=what,
         unit=" " + unit,
         initial=initial,
+        disable=not shown,
         dynamic_ncols=True,
         mininterval=0.2 if terminal else 15.0,
         maxinterval=10.0 if terminal else 30.0,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dinov2.config import listed, one_of
+from dinov2.parallel import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ def clip_gradients(parts: Iterable[nn.Module], largest: float) -> list[Tensor]:
     norms = []
     for part in parts:
         gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
-        norms.append(nn.utils.get_total_norm(gradients))
+        norms.append(whole(nn.utils.get_total_norm(gradients)))
         if largest:
             nn.utils.clip_grads_with_norm_(part.parameters(), largest, norms[-1])
     return norms

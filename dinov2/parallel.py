@@ -4,14 +4,17 @@ On one process each is the identity and needs no process group. None changes its
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from dinov2.exits import UserError
 
@@ -47,6 +50,25 @@ def all_gather(rows: Float[Tensor, "batch dim"]) -> Float[Tensor, "ranks*batch d
 def barrier() -> None:
     if world() > 1:
         dist.barrier()
+
+
+def shard(module: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    """Split parameters, gradients and optimiser state over the ranks (FSDP2): each block, and what is left.
+
+    `module` must be entered by calling it. Only reshards after the forward, so that between steps every
+    parameter is a shard in its own type, the teacher's too, whose forward no backward follows.
+    """
+    if world() == 1:
+        return
+    mesh = init_device_mesh(next(module.parameters()).device.type, (world(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def whole(value: Tensor) -> Tensor:
+    """All of a tensor of which each rank may hold a shard, or a part of a sum. All ranks call it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def pick_device(name: str) -> torch.device:

@@ -8,8 +8,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dinov2.config import section
+from dinov2.models.config import ViTConfig
 from dinov2.models.heads import DINOHead
-from dinov2.models.vit import VisionTransformer, ViTConfig
+from dinov2.models.vit import VisionTransformer
+from dinov2.parallel import whole, world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,17 @@ class Branch(nn.Module):
         cls = torch.cat([group["x_norm_clstoken"] for group in features])
         patches = features[0]["x_norm_patchtokens"].flatten(0, 1)[masked]
         return Scores(cls=cls, dino=self.dino_head(cls), ibot=(self.ibot_head or self.dino_head)(patches))
+
+
+def whole_backbone(branch: Branch) -> VisionTransformer:
+    """The backbone with all of its weights here, whatever shards the ranks hold. All ranks call it."""
+    if world() == 1:
+        return branch.backbone
+    weights = {name: whole(tensor) for name, tensor in branch.backbone.state_dict().items()}
+    with torch.device("meta"):
+        backbone = VisionTransformer(branch.backbone.config)
+    backbone.load_state_dict(weights, assign=True)
+    return backbone.eval().requires_grad_(False)
 
 
 def make_branches(vit: ViTConfig, heads: HeadsConfig, seed: int) -> tuple[Branch, Branch]:

@@ -18,12 +18,14 @@ from dinov2.data.sources import Source
 from dinov2.export import save_backbone
 from dinov2.folders import claim
 from dinov2.logs import write_versions
-from dinov2.parallel import is_main, pick_device, process_group
+from dinov2.models.vit import VisionTransformer
+from dinov2.parallel import barrier, is_main, pick_device, process_group
+from dinov2.ssl.networks import whole_backbone
 from dinov2.train.config import TrainConfig
 from dinov2.train.feed import training_source
 from dinov2.train.loop import checkpoints_of, train
 from dinov2.train.report import write_report
-from dinov2.train.state import State, fresh_state, resume
+from dinov2.train.state import fresh_state, resume
 
 
 def main(words: list[str]) -> None:
@@ -42,34 +44,35 @@ def main(words: list[str]) -> None:
 
 def _run(config: TrainConfig, folder: Path, source: Source, device: torch.device) -> None:
     state = resume(fresh_state(config, source.fingerprint, device), checkpoints_of(config, folder))
-    if is_main() and _finished(config, folder, source, state):
-        print(f"already done: {state.step} steps, backbone in {folder / 'backbone'}")
+    barrier()  # the main process holds the folder now; the others would otherwise have begun without it
+    if state.step >= config.length(len(source)) and (folder / "report.html").exists():
+        if is_main():
+            print(f"already done: {state.step} steps, backbone in {folder / 'backbone'}")
         return
     if is_main():
         facts = {"fingerprint": source.fingerprint, "pictures": len(source)}
         write_versions(folder / "versions.json", data=facts)
     train(config, folder, source, state)
+    teacher = whole_backbone(state.teacher)
     if is_main():
-        _export(config, folder, source, state)
+        _export(config, folder, source, state.step, teacher)
         write_report(config, folder)
         print(f"backbone: {folder / 'backbone'}\nreport:   {folder / 'report.html'}")
 
 
-def _finished(config: TrainConfig, folder: Path, source: Source, state: State) -> bool:
-    return state.step >= config.length(len(source)) and (folder / "report.html").exists()
-
-
-def _export(config: TrainConfig, folder: Path, source: Source, state: State) -> None:
+def _export(
+    config: TrainConfig, folder: Path, source: Source, steps: int, teacher: VisionTransformer
+) -> None:
     """The teacher's backbone, with what made it on its card."""
     save_backbone(
-        state.teacher.backbone,
+        teacher,
         None,
         folder / "backbone",
         mean=config.augment.mean,
         std=config.augment.std,
         card={
             "trained on": f"{len(source):,} pictures (data fingerprint {source.fingerprint})",
-            "steps": f"{state.step:,} of {config.batch} pictures",
+            "steps": f"{steps:,} of {config.batch} pictures",
             "losses": ", ".join(f"{name} x {weight:g}" for name, weight in config.losses.weights().items()),
             "targets": config.teacher.targets,
             "seed": config.seed,

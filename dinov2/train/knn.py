@@ -10,6 +10,7 @@ from dinov2.features import BackboneEmbedder, embed_array
 from dinov2.models.backbone import Backbone
 from dinov2.neighbours import knn_classify
 from dinov2.parallel import is_main
+from dinov2.ssl.networks import whole_backbone
 from dinov2.train.config import TrainConfig
 from dinov2.train.state import State
 
@@ -31,10 +32,13 @@ class KnnWatch:
 
     def of(self, state: State) -> dict[str, float]:
         """Top-1 accuracy in percent as `knn.student` and `knn.teacher`; empty without sources."""
-        if not self.sources or not is_main():
+        if not self.sources:
             return {}
-        teacher = self._accuracy(state.teacher.backbone)
-        student = self._accuracy(state.student.backbone) if state.step else teacher  # equal at the start
+        networks = [whole_backbone(branch) for branch in (state.teacher, state.student)]
+        if not is_main():
+            return {}
+        teacher = self._accuracy(networks[0])
+        student = self._accuracy(networks[1]) if state.step else teacher  # equal at the start
         return {"knn.teacher": teacher, "knn.student": student}
 
     def _accuracy(self, backbone: Backbone) -> float:

@@ -9,6 +9,7 @@ from dinov2.console import progress
 from dinov2.data.sources import Source
 from dinov2.logs import Metrics
 from dinov2.optim import Schedules, clip_gradients, set_rates, update_average
+from dinov2.parallel import is_main
 from dinov2.ssl.objective import objective
 from dinov2.train.config import TrainConfig
 from dinov2.train.feed import feed, step_generator
@@ -30,7 +31,7 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State) -> No
     checkpoints = checkpoints_of(config, folder)
     metrics = Metrics(folder, state.step, tensorboard=config.tensorboard)
     knn = KnnWatch(config, device)
-    bar = progress(total=steps, initial=state.step, what="train", unit="step")
+    bar = progress(total=steps, initial=state.step, what="train", unit="step", shown=is_main())
     weights = config.losses.weights()
 
     if state.step == 0:

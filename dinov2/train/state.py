@@ -10,6 +10,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from dinov2.checkpoint import Checkpoints
 from dinov2.exits import UserError
 from dinov2.optim import adamw
+from dinov2.parallel import shard
 from dinov2.ssl.networks import Branch, make_branches
 from dinov2.ssl.objective import first_centers
 from dinov2.train.config import TrainConfig
@@ -33,6 +34,8 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
     """The state before the first step, from the seed alone."""
     student, teacher = make_branches(config.model.vit(config.augment.global_size), config.heads, config.seed)
     student, teacher = student.to(device), teacher.to(device)
+    for branch in (student, teacher):
+        shard(branch, branch.backbone.blocks)
     return State(
         student=student,
         teacher=teacher,

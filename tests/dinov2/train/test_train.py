@@ -1,6 +1,7 @@
 """Runs of `dinov2 train` in real processes: stopped anywhere they end alike, and bad input gets one line."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,36 @@ def test_steps_that_are_not_finite_are_skipped_and_end_the_run_with_status_70(pi
     assert done.returncode == 70, done.stderr
     assert "3 steps in a row were not finite" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "run" / "backbone").exists()
+
+
+def test_two_sharded_processes_train_as_one_and_one_continues_what_two_began(pictures: Path, tmp_path: Path):
+    """Stochastic depth draws on each rank for itself, so it is off; KoLeo's neighbours are of all ranks.
+
+    A LayerScale that lets the picture through: with all features alike, KoLeo would magnify rounding.
+    """
+    same = ["model.drop_path=0", "model.layer_scale=0.5", "losses.koleo_across_ranks=true", "precision=fp32"]
+    alone = _run(_command(pictures, *same), _made(tmp_path / "one"))
+    assert alone.returncode == 0, alone.stderr
+    command = _command(pictures, *same)
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", *command[1:]]
+    together = _run([sys.executable, "-m", *launch], _made(tmp_path / "two"))
+    assert together.returncode == 0, together.stderr
+    shutil.rmtree(tmp_path / "two" / "run" / "checkpoints" / "00000008")
+    (tmp_path / "two" / "run" / "report.html").unlink()
+    two = _lines(tmp_path / "two" / "run" / "metrics.jsonl")
+    resumed = _run(command, tmp_path / "two")
+    assert resumed.returncode == 0, resumed.stderr
+    one = _lines(tmp_path / "one" / "run" / "metrics.jsonl")
+    for other in (two, _lines(tmp_path / "two" / "run" / "metrics.jsonl")):
+        assert [line["step"] for line in other] == list(range(1, 9))
+        for ours, theirs in zip(one, other, strict=True):
+            for key in ("loss", "loss.dino", "loss.ibot", "loss.koleo", "norm.backbone"):
+                assert theirs[key] == pytest.approx(ours[key], rel=2e-4), (key, ours["step"])
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 @pytest.mark.parametrize(
