@@ -73,7 +73,8 @@ class TrainConfig:
     batch: int = 64  # pictures a step, over all processes
     seed: int = 0  # of initial weights, order, augmentation, masks and stochastic depth
     precision: str = "bf16"  # bf16 (autocast over float32 masters) or fp32
-    window: int = 0  # pictures that shuffling mixes at a time, so that reads stay near; 0: all
+    window: int = 0  # blocks of pictures that shuffling mixes at a time, so that reads stay near; 0: all
+    block: int = 1000  # pictures in a block of a window, about those of a shard
     model: ModelConfig = section(ModelConfig)
     heads: HeadsConfig = section(HeadsConfig)
     losses: LossConfig = section(LossConfig)

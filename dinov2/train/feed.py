@@ -49,7 +49,9 @@ def feed(
     config: TrainConfig, source: Source, device: torch.device, *, first: int, last: int
 ) -> Iterator[tuple[Views, Fed]]:
     """The views of steps `first` to `last` (excluded), a function of the seed and the step alone."""
-    order = Order(len(source), derive_seed(config.seed, "order"), window=config.window or None)
+    order = Order(
+        len(source), derive_seed(config.seed, "order"), window=config.window or None, block=config.block
+    )
     stream = batches(
         source,
         order,
@@ -61,6 +63,7 @@ def feed(
         start_step=first,
         stop_step=last,
         workers=config.workers,
+        pin_memory=device.type == "cuda",
     )
     began = time.perf_counter()
     for step, batch in zip(range(first, last), stream, strict=True):
