@@ -16,7 +16,7 @@ from dinov2.pages.charts import chart
 from evals.data import Labelled, Parts
 
 SHOWN = 12  # pictures of each kind
-NEIGHBOURS = 4  # beside each
+NEIGHBOURS = 3  # beside each
 MOST_CLASSES = 40  # whose confusions can be told apart in one chart
 THUMBNAIL = 128
 
@@ -61,7 +61,8 @@ def draw_neighbours(
             shown = [_picture(parts.test, test[0][row])]
             shown += [_picture(parts.train, train[0][int(neighbour)]) for neighbour in neighbours]
             cards.append(_card(shown, parts.classes, int(truth[row]), int(answer[row])))
-        _gallery(page, cards, f"{_kind(right)}: a test picture, then its nearest training pictures")
+        caption = f"{_kind(right)}: a test picture, then its nearest training pictures"
+        _gallery(page, cards, caption, columns=2, side=104)
 
 
 def draw_examples(
@@ -110,9 +111,11 @@ def _card(pictures: list[Image.Image], classes: Sequence[str], truth: int, answe
     return Card(pictures=pictures, text=text, tone="good" if right else "bad")
 
 
-def _gallery(page: Page, cards: list[Card], caption: str) -> None:
+def _gallery(
+    page: Page, cards: list[Card], caption: str, columns: int | None = None, side: int = THUMBNAIL
+) -> None:
     if cards:
-        page.gallery(cards, caption)
+        page.gallery(cards, caption, columns, side)
 
 
 def _kind(right: bool) -> str:

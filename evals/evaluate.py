@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from dinov2.exits import UserError
-from dinov2.files import lock, read_json
+from dinov2.files import lock
 from evals.bench import FEATURES, Bench
 from evals.config import EvalConfig
 from evals.registry import TASKS
 from evals.report import write_report, write_result_page
-from evals.results import LINES, RESULTS, as_result, result_key, result_path, save
+from evals.results import LINES, RESULTS, as_result, read_result, result_key, result_path, save
 
 WORK = "work"  # what a killed command continues from
 
@@ -39,7 +39,7 @@ def evaluate(name: str, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
             save(folder, key, result)
             shutil.rmtree(work, ignore_errors=True)
     write_report(folder)
-    return path, read_json(path)
+    return path, read_result(path)
 
 
 def _check_folder(folder: Path) -> None:

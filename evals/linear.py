@@ -226,4 +226,8 @@ def _draw_grid(page: Page, grid: HeadGrid, right: Tensor) -> None:
         [f"{rate:.3g}", *(f"{float(top1[kind, number]):.1f}" for kind in range(len(names)))]
         for number, rate in enumerate(grid.rates)
     ]
-    page.table(["learning rate", *names], rows, caption="Top-1 in percent on the test part")
+    page.table(
+        ["learning rate", *names],
+        rows,
+        caption="Top-1 in percent on the test part. Rates are those of the batch size.",
+    )

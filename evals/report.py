@@ -1,5 +1,6 @@
 """Pages: one for each result, and one that lists all results of a folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ def write_result_page(path: Path, result: dict[str, Any], outcome: Outcome) -> N
     page = Page(f"{result['task']}: {shown_name(result)}", subtitle=_data_line(result))
     page.numbers(
         {name: (f"{value:.1f}%", between(result, name)) for name, value in result["metrics"].items()}
-        | {"seconds": round(sum(result["seconds"].values()), 1)}
+        | {"seconds": round(result["seconds"]["total"], 1)}
     )
     if outcome.draw is not None:
         outcome.draw(page)
     page.heading("Settings")
-    page.table(["setting", "value"], [[name, str(value)] for name, value in result["settings"].items()])
+    page.table(["setting", "value"], _as_words(result["settings"]))
     page.write(path)
 
 
@@ -29,13 +30,19 @@ def write_report(folder: Path | str) -> Path:
     """`report.html`: every result of the folder with its interval, and links to their pages."""
     page = Page("Evaluation", subtitle=str(Path(folder).resolve().name))
     rows = []
-    for key, result in read_all(folder).items():
+    results = read_all(folder)
+    for key, result in results.items():
         name = result["headline"]
         link = Markup('<a href="results/{}.html">{}</a>').format(key, shown_name(result))
         value = f"{result['metrics'][name]:.1f}%"
-        rows.append([result["task"], link, _data_line(result), name, value, between(result, name)])
+        differing = _differing(
+            result, [other for other in results.values() if other["task"] == result["task"]]
+        )
+        rows.append([result["task"], link, _data_line(result), differing, name, value, between(result, name)])
     caption = "Intervals: 95%, by bootstrap over the test pictures."
-    page.table(["task", "backbone", "data", "metric", "value", "95% interval"], rows, caption=caption)
+    page.table(
+        ["task", "backbone", "data", "settings", "metric", "value", "95% interval"], rows, caption=caption
+    )
     path = Path(folder) / REPORT
     page.write(path)
     return path
@@ -48,5 +55,16 @@ def shown_name(result: dict[str, Any]) -> str:
 
 
 def _data_line(result: dict[str, Any]) -> str:
-    parts = [f"{part['name']} ({part['pictures']:,})" for part in result["data"].values()]
-    return " → ".join(parts)
+    parts = sorted(result["data"].items(), key=lambda item: item[0] != "train")  # in a file they lie sorted
+    return " → ".join(f"{facts['name']} ({facts['pictures']:,})" for _, facts in parts)
+
+
+def _differing(result: dict[str, Any], others: list[dict[str, Any]]) -> str:
+    """The settings in which results of a task differ."""
+    mine = result["settings"]
+    names = [name for name in mine if any(other["settings"].get(name) != mine[name] for other in others)]
+    return ", ".join(f"{name}={mine[name]}" for name in names)
+
+
+def _as_words(settings: dict[str, Any]) -> list[list[str]]:
+    return [[name, json.dumps(value)] for name, value in settings.items()]

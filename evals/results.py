@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dinov2.config import identity
 from dinov2.data.sources import Source
+from dinov2.exits import UserError
 from dinov2.files import lock, read_json, write_json, write_text
 from dinov2.pages import Page
 from evals.bench import Bench
@@ -98,9 +99,22 @@ def save(folder: Path | str, key: str, result: dict[str, Any]) -> None:
 
 
 def read_all(folder: Path | str) -> dict[str, dict[str, Any]]:
-    """Every result of a folder by its key, sorted by task, data and backbone."""
-    found = {path.stem: read_json(path) for path in sorted((Path(folder) / RESULTS).glob("*.json"))}
+    """Every result of a folder by its key, sorted by task, data and backbone.
+
+    Raises:
+        UserError: one is damaged, or of another major version.
+    """
+    found = {path.stem: read_result(path) for path in sorted((Path(folder) / RESULTS).glob("*.json"))}
     return dict(sorted(found.items(), key=lambda item: _place(item[1])))
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of a result file, of our major version."""
+    result = read_json(path)
+    theirs = str(result.get("format_version")) if isinstance(result, dict) else "none"
+    if theirs.partition(".")[0] != FORMAT_VERSION.partition(".")[0]:
+        raise UserError(f"{path} has format version {theirs}, this program reads {FORMAT_VERSION}")
+    return result
 
 
 def described(result: dict[str, Any]) -> str:
