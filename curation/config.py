@@ -26,6 +26,7 @@ class IngestConfig:
 class EmbedConfig:
     dimension: int = 256  # of the built-in descriptor after whitening
     sample: int = 20_000  # pool pictures that its whitening is fitted on
+    copied: int = 400  # of these, so many are copied to see what copying changes
     size: int | None = None  # side of the square picture that a backbone sees, pixels; null: what it learnt
     token: str = "cls"  # what is taken from a backbone: "cls", "mean", "cls+mean", "cls4"
     batch: int = runtime(64)  # pictures at a time through a backbone
@@ -37,8 +38,8 @@ class NearConfig:
 
     hash_distance: int = 8  # candidates: perceptual or PCA hashes that differ in at most this many of 64 bits
     k: int = 64  # candidates: nearest neighbours by embedding (DINOv2 app. A)
-    cosine: float = 0.15  # candidates: of these, those of at least this cosine
-    always: int = 8  # candidates: so many nearest neighbours whatever their cosine
+    cosine: float = 0.2  # candidates: of these, those of at least this cosine
+    always: int = 16  # candidates: so many nearest neighbours whatever their cosine
     verify: bool = True  # similarity is the alignment's score; else the cosine itself
     loosest: float = 0.5  # edges are stored from this similarity on
     threshold: float = 0.75  # edges count from this similarity on
@@ -109,6 +110,7 @@ class CurateConfig:
         if self.stop_after is not None:
             one_of(self.stop_after, set(stages), "stop_after")
         positive = {
+            "embed.copied": self.embed.copied,
             "ingest.piece": self.ingest.piece,
             "embed.dimension": self.embed.dimension,
             "embed.sample": self.embed.sample,

@@ -11,9 +11,11 @@ others:
 | edges   | 8 orientations of the luma gradient at scales 1, 1/2 and 1/4, on a  |     312 | recolouring, |
 |         | 4 x 4, 4 x 4 and 2 x 2 grid and over the whole, square root         |         | small shifts |
 
-`Whitening`, fitted on the pool, then rotates to principal components, evens out their variances, and
-normalises to length 1. (Whitening for retrieval: Jégou and Chum 2012; orientation histograms: Dalal and
-Triggs 2005.)
+`Whitening`, fitted on the pool, first evens out what copies change (learnt from synthetic copies of the
+pool's own pictures), so that directions in which a crop or another light moves a picture weigh less; it
+then rotates to principal components, evens out their variances, and normalises to length 1. (Whitening
+for retrieval: Jégou and Chum 2012; learnt from pairs: Mikolajczyk and Matas 2007; orientation histograms:
+Dalal and Triggs 2005.)
 """
 
 from dataclasses import dataclass
@@ -54,20 +56,30 @@ class Whitening:
     matrix: NDArray[np.float32]  # [raw, dim]
 
     @classmethod
-    def fit(cls, raw: NDArray[np.float32], dimension: int) -> "Whitening":
-        """PCA whitening of [n, raw]. Variances are shrunk to their mean, so that noise is not blown up."""
+    def fit(cls, raw: NDArray[np.float32], changes: NDArray[np.float32], dimension: int) -> "Whitening":
+        """Fit to [n, raw] descriptors, of which copies differ by [m, raw] changes.
+
+        Small variances are raised by a tenth of their mean, so that noise is not blown up.
+        """
         mean = raw.mean(axis=0, dtype=np.float64)
-        centred = raw - mean
-        variance, axes = np.linalg.eigh(centred.T @ centred / max(1, len(raw) - 1))
-        variance, axes = variance[::-1][:dimension], axes[:, ::-1][:, :dimension]
-        signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-        scale = 1.0 / np.sqrt(variance.clip(min=0.0) + 0.1 * variance.mean() + 1e-12)
-        return cls(mean.astype(np.float32), (axes * signs * scale).astype(np.float32))
+        inner = _even(changes.T.astype(np.float64) @ changes / len(changes), len(mean))
+        centred = (raw - mean) @ inner
+        outer = _even(centred.T @ centred / max(1, len(raw) - 1), dimension)
+        return cls(mean.astype(np.float32), (inner @ outer).astype(np.float32))
 
     def __call__(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """[n, dim] of length 1."""
         white = (raw - self.mean) @ self.matrix
         return white / np.linalg.norm(white, axis=1, keepdims=True).clip(min=1e-6)
+
+
+def _even(covariance: NDArray[np.float64], dimension: int) -> NDArray[np.float64]:
+    """[raw, dim] onto the principal axes, largest first, each divided by its spread."""
+    variance, axes = np.linalg.eigh(covariance)
+    variance, axes = variance[::-1], axes[:, ::-1]
+    signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+    spread = np.sqrt(variance.clip(min=0.0) + 0.1 * variance.mean() + 1e-12)
+    return (axes * signs / spread)[:, :dimension]
 
 
 def _edges(grey: NDArray[np.float32]) -> NDArray[np.float32]:

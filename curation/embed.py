@@ -16,6 +16,7 @@ from curation.ingest import Ingested
 from curation.looks import THUMB
 from curation.pieces import cores
 from curation.run import Run
+from curation.synthetic import changes
 from dinov2.console import progress
 from dinov2.files import sha256_of, write_json, write_table, write_whole
 
@@ -38,10 +39,15 @@ def _whitening(run: Run) -> Whitening:
     """Fitted once, on the pool pictures with the lowest ids (ids are hashes, so that is a random sample)."""
     path = run.stage("embed") / "whitening.npz"
     if not path.exists():
-        raw = Ingested(run, "pool").raw()
-        sample = raw.rows(np.arange(min(len(raw), run.config.embed.sample))).astype(np.float32)
+        pool, config = Ingested(run, "pool"), run.config.embed
+        raw = pool.raw()
+        sample = raw.rows(np.arange(min(len(raw), config.sample))).astype(np.float32)
+        copied = np.arange(min(len(raw), config.copied))
         with threadpool_limits(1):  # sums on one thread: the same bits whatever the machine is busy with
-            whitening = Whitening.fit(sample, run.config.embed.dimension)
+            moved = changes(
+                pool.thumbs().rows(copied), sample[copied], np.random.default_rng(run.config.seed)
+            )
+            whitening = Whitening.fit(sample, moved, config.dimension)
         with write_whole(path) as file:
             np.savez(file, mean=whitening.mean, matrix=whitening.matrix)
     with np.load(path) as stored:

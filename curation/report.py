@@ -127,10 +127,11 @@ def _threshold(page: Page, run: Run, stage: str, title: str, threshold: float, p
     page.heading(f"The threshold for {title}: {threshold:g}")
     first = Ingested(run, "pool").readable()["id"]
     second = first if stage == "duplicates" else Ingested(run, "holdout").readable()["id"]
-    page.figure(
-        histogram({"candidates": score}, x="similarity", y="pairs", title=f"{len(score):,} candidate pairs"),
-        f"Similarity of the candidate pairs; those from {threshold:g} on count.",
-    )
+    chart = histogram(
+        {"candidates": score}, x="similarity", y="pairs", marks={"threshold": threshold}, log_y=True,
+        title=f"{len(score):,} candidate pairs",
+    )  # fmt: skip
+    page.figure(chart, f"Similarity of the candidate pairs; those from {threshold:g} on count.")
     for side, chosen in (("above", score >= threshold), ("below", score < threshold)):
         rows = np.flatnonzero(chosen)
         rows = rows[np.argsort(np.abs(score[rows] - threshold), kind="stable")][: SHOWN // 2]
