@@ -28,7 +28,7 @@ from curation.looks import luma
 LENGTH = 64 + 32 + 100 + 312
 ORIENTATIONS = 8
 _ANGLES = np.arange(ORIENTATIONS) * np.pi / ORIENTATIONS
-_DIRECTIONS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)]).astype(np.float32)  # [2, 8]
+_COSINES, _SINES = (wave(_ANGLES).astype(np.float32)[:, None, None] for wave in (np.cos, np.sin))
 
 
 def describe(thumb: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -87,10 +87,11 @@ def _edges(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     for cells in (4, 4, 2):
         across = (grey[1:-1, 2:] - grey[1:-1, :-2]) / 2
         down = (grey[2:, 1:-1] - grey[:-2, 1:-1]) / 2
-        along = np.abs(across[..., None] * _DIRECTIONS[0] + down[..., None] * _DIRECTIONS[1])  # [h, w, 8]
-        size = np.hypot(across, down)
+        along = _COSINES * across + _SINES * down
+        along *= along
+        along *= along
         # The fourth power of the cosine makes the eight responses narrow, and smooth in the angle.
-        strength = np.moveaxis(along**4 / (size**3 + 1e-3)[..., None], -1, 0)
+        strength = along / (np.hypot(across, down) ** 3 + np.float32(1e-3))
         pooled = np.sqrt(_pool(np.pad(strength, ((0, 0), (1, 1), (1, 1))), cells))
         whole = np.sqrt(strength.mean(axis=(1, 2)))
         parts += [_unit(pooled, 1.0), _unit(whole, 1.0)]
@@ -100,12 +101,12 @@ def _edges(grey: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _palette(*planes: NDArray[np.floating]) -> NDArray[np.float32]:
-    counts = np.ones((planes[0].size, 1), dtype=np.float32)
+    shares = []
     for plane, bins, low, high in zip(planes, (4, 5, 5), (0, -64, -64), (255, 64, 64), strict=True):
         place = ((plane.ravel() - low) / (high - low)).clip(0, 1) * (bins - 1)
-        share = (1 - np.abs(place[:, None] - np.arange(bins, dtype=np.float32))).clip(min=0)
-        counts = (counts[:, :, None] * share[:, None, :]).reshape(len(counts), -1)
-    return np.sqrt(counts.mean(axis=0))
+        shares.append((1 - np.abs(place - np.arange(bins, dtype=np.float32)[:, None])).clip(min=0))
+    pairs = (shares[0][:, None] * shares[1]).reshape(-1, planes[0].size)
+    return np.sqrt((pairs @ shares[2].T).ravel() / planes[0].size)
 
 
 def _pool(planes: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
