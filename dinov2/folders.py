@@ -20,7 +20,8 @@ def claim(folder: Path | str, config: Any) -> Iterator[Path]:
     """Hold `folder` for a stage with these settings while the block runs, making it if need be.
 
     The folder remembers its settings in `config.yaml`. The same settings (runtime ones apart) continue what
-    is there; nothing is ever overwritten for others.
+    is there; nothing is ever overwritten for others. As long as there is nothing but `config.yaml`, as after
+    a command that stopped at a misspelt source, other settings may take the folder over.
 
     Raises:
         UserError: the folder is in use, holds something else, or belongs to other settings (listed).
@@ -28,7 +29,7 @@ def claim(folder: Path | str, config: Any) -> Iterator[Path]:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output={folder} is a file; name a folder")
-    if folder.is_dir() and not (folder / CONFIG).exists() and _holds_something(folder):
+    if folder.is_dir() and not (folder / CONFIG).exists() and _holds_work(folder):
         raise UserError(f"output={folder} holds something else; name an empty or new folder")
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -41,13 +42,13 @@ def claim(folder: Path | str, config: Any) -> Iterator[Path]:
         raise UserError(f"output={folder} is in use by {error or 'another process'}") from None
 
 
-def _holds_something(folder: Path) -> bool:
-    return any(not path.name.startswith(".") for path in folder.iterdir())
+def _holds_work(folder: Path) -> bool:
+    return any(not path.name.startswith(".") and path.name != CONFIG for path in folder.iterdir())
 
 
 def _check_owner(folder: Path, config: Any) -> None:
     path = folder / CONFIG
-    if not path.exists():
+    if not path.exists() or not _holds_work(folder):
         return
     try:
         stored = yaml.safe_load(path.read_text())

@@ -86,6 +86,10 @@ def test_a_folder_belongs_to_its_settings(tmp_path: Path):
     with claim(run, read(Settings, ["data=x", "machine.rate=2"])):
         pass  # a runtime setting may change
     other = read(Settings, ["data=x", "count=5"])
+    with claim(run, other):
+        pass  # nothing was done with the first settings
+    with claim(run, first):
+        (run / "result").touch()
     with pytest.raises(UserError, match=r"count \(1 there, 5 here\)"), claim(run, other):
         pass
     (tmp_path / "photos").mkdir()
