@@ -10,17 +10,14 @@ command continues when it is run again.
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from dinov2.config import one_of, read, required, runtime
 from dinov2.console import run
 from dinov2.data.sources import open_source
 from dinov2.exits import UserError
-from dinov2.features import BackboneEmbedder, embed
+from dinov2.features import PRECISIONS, BackboneEmbedder, embed
 from dinov2.folders import claim
 from dinov2.models import load_backbone
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from dinov2.parallel import pick_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +36,7 @@ class EmbedConfig:
     )
     batch: int = runtime(64)  # pictures at once
     workers: int = runtime(0)  # processes that decode
-    device: str = runtime("cuda" if torch.cuda.is_available() else "cpu")  # cpu, cuda, cuda:1, …
+    device: str = runtime("auto")  # auto, cpu, cuda, cuda:1, …
     cache: str | None = runtime(None)  # folder for tar indexes; null: ~/.cache/dinov2
 
 
@@ -50,14 +47,15 @@ def main(words: list[str]) -> None:
     for key in ("rows_per_file", "batch", "size"):
         if getattr(config, key) < 1:
             raise UserError(f"{key}={getattr(config, key)}: give 1 or more")
+    device = pick_device(config.device)
     source = open_source(config.source, cache=Path(config.cache) if config.cache else None)
     embedder = BackboneEmbedder(
-        load_backbone(config.backbone, device=config.device),
+        load_backbone(config.backbone, device=device),
         size=config.size,
         resize=config.resize,
         token=config.token,
         normalised=config.normalised,
-        device=config.device,
+        device=device,
         dtype=PRECISIONS[config.precision],
     )
     with claim(config.output, config) as folder:

@@ -56,7 +56,7 @@ def nearest(
         device: where the products are computed; by default where `queries` lies.
 
     Returns:
-        similarity float32 [n, k] and index int64 [n, k], on `device`.
+        similarity float32 [n, k] and index int64 [n, k], on `device` (for Apple's mps, on the CPU).
 
     Raises:
         ValueError: the dimensions differ, or a row holds NaN or infinity.
@@ -66,6 +66,8 @@ def nearest(
     if device is None:
         device = queries.device if isinstance(queries, Tensor) else "cpu"
     device = torch.device(device)
+    if device.type == "mps":  # has no float64
+        device = torch.device("cpu")
     k = max(0, min(k, len(base) - exclude_self))
     similarity = torch.empty(len(queries), k, device=device)
     index = torch.empty(len(queries), k, dtype=torch.int64, device=device)

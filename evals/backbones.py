@@ -47,7 +47,7 @@ class Pixels:
         return torch.nn.functional.normalize(((batch / 255 - mean) / std).flatten(1), dim=1)
 
 
-def load(spec: str, device: str) -> Backbone:
+def load(spec: str, device: torch.device | str) -> Backbone:
     """`load_backbone`, and `untrained:SPEC` with `seed=N` among its options."""
     if spec == PIXELS:
         raise UserError("pixels is no backbone: it serves as a baseline for knn alone")
@@ -63,7 +63,7 @@ def load(spec: str, device: str) -> Backbone:
     return _fresh(backbone, int(seeds[0]) if seeds else 0).to(device)
 
 
-def embedder(backbone: Backbone | None, config: EvalConfig, token: str) -> Embedder:
+def embedder(backbone: Backbone | None, config: EvalConfig, token: str, device: torch.device) -> Embedder:
     """The embedder of a backbone, or of pixels where there is none."""
     if backbone is None:
         if token != "cls":
@@ -74,7 +74,7 @@ def embedder(backbone: Backbone | None, config: EvalConfig, token: str) -> Embed
         size=config.size,
         resize=config.resize,
         token=token,
-        device=config.device,
+        device=device,
         dtype=PRECISIONS[config.precision],
     )
 

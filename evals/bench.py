@@ -14,6 +14,7 @@ from dinov2.data.sources import Source
 from dinov2.features import Embedder, Embeddings, embed
 from dinov2.files import read_json
 from dinov2.models.backbone import Backbone
+from dinov2.parallel import pick_device
 from evals.backbones import PIXELS, embedder, load
 from evals.config import EvalConfig
 
@@ -24,12 +25,14 @@ class Bench:
     """One backbone under evaluation, in one output folder.
 
     Attributes:
+        device: where it all runs.
         seconds: what was spent, by what it was spent on.
         unreadable: by a source's fingerprint, how many of its pictures could not be read.
     """
 
     def __init__(self, config: EvalConfig) -> None:
         self.config, self.folder = config, Path(config.output)
+        self.device = pick_device(config.device)
         self.seconds: dict[str, float] = {}
         self.unreadable: dict[str, int] = {}
         self._embedders: dict[str, Embedder] = {}
@@ -37,7 +40,7 @@ class Bench:
     @cached_property
     def backbone(self) -> Backbone:
         """Raises UserError for `pixels`, which has no tokens to train on."""
-        return load(self.config.backbone, self.config.device)
+        return load(self.config.backbone, self.device)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -49,7 +52,7 @@ class Bench:
     def embedder(self, token: str) -> Embedder:
         if token not in self._embedders:
             backbone = None if self.config.backbone == PIXELS else self.backbone
-            self._embedders[token] = embedder(backbone, self.config, token)
+            self._embedders[token] = embedder(backbone, self.config, token, self.device)
         return self._embedders[token]
 
     def features(self, source: Source, token: str = "cls") -> Embeddings:

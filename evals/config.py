@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from dinov2.config import one_of, required, runtime
 from dinov2.exits import UserError
 from dinov2.features import PRECISIONS
@@ -22,7 +20,7 @@ class EvalConfig:
     seed: int = 0  # of whatever is drawn
     batch: int = runtime(64)  # pictures at once through the backbone
     workers: int = runtime(0)  # processes that decode
-    device: str = runtime("cuda" if torch.cuda.is_available() else "cpu")  # cpu, cuda, cuda:1, …
+    device: str = runtime("auto")  # auto, cpu, cuda, cuda:1, …
     cache: str | None = runtime(None)  # folder for tar indexes; null: ~/.cache/dinov2
 
     def __post_init__(self) -> None:

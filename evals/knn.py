@@ -59,7 +59,7 @@ def run(bench: Bench, parts: Parts, config: KNNConfig, work: Path) -> Outcome:
             classes=len(parts.classes),
             k=config.k,
             temperature=config.temperature,
-            device=config.device,
+            device=bench.device,
         )
         for k, answer in found.items():
             answers.setdefault(k, []).append(answer.cpu())

@@ -84,7 +84,7 @@ def run(bench: Bench, parts: Parts, config: LinearConfig, work: Path) -> Outcome
         len(parts.classes),
         iterations=config.iterations,
         seed=config.seed,
-        device=config.device,
+        device=bench.device,
     )
     _train(grid, bench, parts, fit, config, token, work / "heads.safetensors")
 
@@ -150,12 +150,12 @@ def _train(
 ) -> None:
     """Train the grid to its end, from where a killed command left it."""
     if saved.exists():
-        grid.load_state(load_file(saved, device=config.device))
+        grid.load_state(load_file(saved))
     batches = (_augmented if config.augment else _cached)(bench, parts, fit, config, token, grid.step)
     start = time.perf_counter()
     with progress(total=grid.iterations, what="linear heads", unit="step", initial=grid.step) as bar:
         for features, labels in batches:
-            grid.train_step(features.to(config.device, torch.float32), labels.to(config.device))
+            grid.train_step(features.to(bench.device, torch.float32), labels.to(bench.device))
             bar.update()
             if grid.step % config.save_every == 0 or grid.step == grid.iterations:
                 write_bytes(saved, as_safetensors({name: one.cpu() for name, one in grid.state().items()}))

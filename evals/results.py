@@ -85,7 +85,7 @@ def as_result(
         "intervals": {name: interval(scores) for name, scores in outcome.scores.items()},
         "details": outcome.details,
         "seconds": {name: round(seconds, 3) for name, seconds in bench.seconds.items()},
-        "device": config.device,
+        "device": str(bench.device),
         "versions": _versions(),
     }
 

@@ -1,5 +1,6 @@
 """Embeds a source: into a folder, piece by piece so that a killed run continues, or into memory."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ def embed(
         "rows_per_file": rows_per_file,
         "at_least": at_least,
     }
+    meta = json.loads(json.dumps(meta))  # as it will be read again: tuples are lists
     with lock(folder / ".embed.lock"):
         _check_same(folder, meta)
         if not (folder / META).exists():

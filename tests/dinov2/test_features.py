@@ -150,6 +150,7 @@ def test_a_killed_command_ends_with_the_same_bytes(backbone, pictures, tmp_path)
         tmp_path / "runs",
         results=["out/*.npy", "out/ids.parquet", "out/meta.json"],
         moments=[when("out/00002.npy"), *random_moments(1, seed=0, first=0.8)],
+        env={"OMP_NUM_THREADS": "1"},  # the products are too small for more
     )
     meta = json.loads((tmp_path / "runs" / "killed" / "out" / "meta.json").read_text())
     assert meta["rows"] == 201

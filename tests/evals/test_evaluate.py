@@ -198,7 +198,7 @@ def test_a_killed_command_continues_to_the_same_numbers(place, tmp_path):
         result = json.loads(path.read_text())
         return {key: value for key, value in result.items() if key != "seconds"}
 
-    words = [*QUICK[:-1], "iterations=400", "save_every=40", "learning_rates=[0.01,0.1]"]
+    words = [*QUICK[:-1], "iterations=200", "save_every=20", "learning_rates=[0.01,0.1]"]
     words += [f"data={place / 'data'}", "output=out", f"cache={place / 'cache'}"]
     assert_survives(
         [sys.executable, "-m", "evals", str(place / "backbone"), "linear", *words],
@@ -206,4 +206,5 @@ def test_a_killed_command_continues_to_the_same_numbers(place, tmp_path):
         results=["out/results/*.json", "out/features/*/*/*.npy"],
         read={"out/results/*.json": numbers},
         moments=[when("out/work/*/heads.safetensors")],
+        env={"OMP_NUM_THREADS": "1"},  # the products are too small for more
     )
