@@ -11,7 +11,7 @@
 PYTHON ?= python3
 GPU_PYTHON ?= .venv/bin/python
 OUTPUT ?= demo-output
-PIP = .venv/bin/python -m pip --disable-pip-version-check install --constraint constraints.txt
+PIP = .venv/bin/python -m pip --disable-pip-version-check install --use-pep517 --constraint constraints.txt
 
 # pyright and its node come in wheels; without this it would ask a registry whether there is a newer one
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = on
