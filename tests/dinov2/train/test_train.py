@@ -73,7 +73,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(pictures: Path, tmp
 
 
 def test_a_stop_signal_saves_at_the_next_step_and_asks_to_be_run_again(pictures: Path, tmp_path: Path):
-    command = _command(pictures, "steps=10000", "checkpoint.every=10000")
+    command = _command(pictures, "steps=10000", "checkpoint.every=10000", "teacher.targets=centering")
     run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size):
@@ -118,6 +118,20 @@ def test_two_sharded_processes_train_as_one_and_one_continues_what_two_began(pic
         for ours, theirs in zip(one, other, strict=True):
             for key in ("loss", "loss.dino", "loss.ibot", "loss.koleo", "norm.backbone"):
                 assert theirs[key] == pytest.approx(ours[key], rel=2e-4), (key, ours["step"])
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_as_the_cpu_does(pictures: Path, tmp_path: Path):
+    same = ["model.drop_path=0", "model.layer_scale=0.5", "precision=fp32"]
+    for device in ("cpu", "cuda"):
+        done = _run(_command(pictures, *same, f"device={device}"), _made(tmp_path / device))
+        assert done.returncode == 0, done.stderr
+    cpu, gpu = (_lines(tmp_path / device / "run" / "metrics.jsonl") for device in ("cpu", "cuda"))
+    for ours, theirs in zip(cpu, gpu, strict=True):
+        for key in ("loss", "loss.dino", "loss.ibot", "loss.koleo"):
+            assert theirs[key] == pytest.approx(ours[key], rel=1e-3), (key, ours["step"])
+    half = _run(_command(pictures, "precision=bf16", "device=cuda"), _made(tmp_path / "half"))
+    assert half.returncode == 0, half.stderr
 
 
 def _made(folder: Path) -> Path:
