@@ -95,7 +95,10 @@ class TrainConfig:
     def check(self) -> None:
         """Refuse what cannot be trained, in the user's terms."""
         if bool(self.steps) == bool(self.epochs):
-            raise UserError("give the length of the run as steps= or as epochs=, and not as both")
+            raise UserError(
+                "give the length of the run as steps= or as epochs=, and not as both "
+                "(where a recipe gives steps, write steps=0 epochs=…)"
+            )
         one_of(self.precision, {"bf16", "fp32"}, "precision")
         one_of(self.teacher.targets, {"sinkhorn", "centering"}, "teacher.targets")
         self.optim.peak_lr(self.batch)
