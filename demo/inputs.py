@@ -104,9 +104,9 @@ def _users(config: DemoConfig, folder: Path, images: Path, title: str) -> Inputs
     for name, chosen in (("pool", pool), ("test", tested)):
         write_table(folder / f"{name}.parquet", pa.Table.from_pylist(chosen).drop_columns(["drawn"]))
     labels = [row["label"] for row in pool + tested]
-    how = (
-        "those in its test or val folder" if given else f"{TEST_SHARE:.0%} of them, by a hash of their names"
-    )
+    left_out = len(rows) > len(labels)
+    how = "those in its test or val folder" if given else f"{TEST_SHARE:.0%}, by a hash of their names"
+    limits = f", as at most {config.most:,} and {MOST_TEST:,} are taken" if left_out else ""
     return Inputs(
         pool=str(folder / "pool.parquet"),
         test=str(folder / "test.parquet"),
@@ -114,8 +114,8 @@ def _users(config: DemoConfig, folder: Path, images: Path, title: str) -> Inputs
         truth=None,
         labelled=None not in labels and len(set(labels)) > 1,
         title=title,
-        about=f"Of the {len(rows):,} pictures in `{title}`, {len(tested):,} are the test set ({how}) "
-        f"and {len(pool):,} the pool.",
+        about=f"Of the {len(rows):,} pictures in `{title}`, {len(pool):,} are the pool and {len(tested):,} the "
+        f"test set ({how}){limits}.",
     )
 
 

@@ -105,7 +105,8 @@ def draw_scores(page: Page, made: Made, scores: dict[tuple[str, str], Score]) ->
         ["features", *tasks.values()],
         rows,
         f"Top-1 accuracy on the test pictures ({stated}), with 95% intervals over the pictures. The labelled "
-        "pictures that neighbours are looked up in, and that the probe learns from, are the curated ones.",
+        "pictures that neighbours are looked up in, and that the probe learns from and is chosen on, are the "
+        "curated ones.",
     )
 
 
