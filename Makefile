@@ -39,7 +39,7 @@ install: .venv/.installed
 	@touch $@
 
 demo: .venv/.installed
-	.venv/bin/python -m demo output='$(OUTPUT)' $(if $(IMAGES),images='$(subst ','\'',$(IMAGES))')
+	.venv/bin/python -m demo output='$(OUTPUT)' $(if $(IMAGES),images='$(subst ','\'',$(IMAGES:~/%=$(HOME)/%))')
 
 test: .venv/.installed-test
 	.venv/bin/python -m pytest -q -m 'not gpu and not long'
