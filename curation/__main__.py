@@ -13,6 +13,7 @@ from typing import Any
 
 from curation import budget, duplicates, embed, holdout, ingest, report, retrieval, write
 from curation.config import CurateConfig
+from curation.pieces import Workers
 from curation.run import Run
 from dinov2.config import read
 from dinov2.console import run as run_command
@@ -35,8 +36,8 @@ def main(words: list[str]) -> None:
     """`dinov2 curate [RECIPE] pool=… [seeds=…] [holdout=…] output=DIR`."""
     config = read(CurateConfig, words, recipes="curation", doc=__doc__ or "")
     config.check(list(STAGES))
-    with claim(Path(config.output), config) as folder:
-        curate(Run(config, folder))
+    with claim(Path(config.output), config) as folder, Workers(config.workers) as workers:
+        curate(Run(config, folder, workers))
 
 
 def curate(run: Run) -> None:

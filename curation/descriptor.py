@@ -82,7 +82,7 @@ def _even(covariance: NDArray[np.float64], dimension: int) -> NDArray[np.float64
     return (axes * signs / spread)[:, :dimension]
 
 
-def _edges(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+def _edges(grey: NDArray[np.floating]) -> NDArray[np.floating]:
     parts = []
     for cells in (4, 4, 2):
         across = (grey[1:-1, 2:] - grey[1:-1, :-2]) / 2
@@ -100,7 +100,7 @@ def _edges(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate(parts)
 
 
-def _palette(*planes: NDArray[np.floating]) -> NDArray[np.float32]:
+def _palette(*planes: NDArray[np.floating]) -> NDArray[np.floating]:
     shares = []
     for plane, bins, low, high in zip(planes, (4, 5, 5), (0, -64, -64), (255, 64, 64), strict=True):
         place = ((plane.ravel() - low) / (high - low)).clip(0, 1) * (bins - 1)
@@ -109,11 +109,11 @@ def _palette(*planes: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.sqrt((pairs @ shares[2].T).ravel() / planes[0].size)
 
 
-def _pool(planes: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
+def _pool(planes: NDArray[np.floating], cells: int) -> NDArray[np.floating]:
     size = planes.shape[-1] // cells
     return planes.reshape(*planes.shape[:-2], cells, size, cells, size).mean(axis=(-3, -1))
 
 
-def _unit(values: NDArray[np.float32], floor: float) -> NDArray[np.float32]:
+def _unit(values: NDArray[np.floating], floor: float) -> NDArray[np.floating]:
     flat = values.ravel()
     return flat / np.float32(np.sqrt(flat @ flat + floor**2) + 1e-6)

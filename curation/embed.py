@@ -14,7 +14,6 @@ from curation.config import BUILT_IN
 from curation.descriptor import Whitening
 from curation.ingest import Ingested
 from curation.looks import THUMB
-from curation.pieces import cores
 from curation.run import Run
 from curation.synthetic import changes
 from dinov2.console import progress
@@ -106,7 +105,6 @@ def _embed_backbone(run: Run) -> None:
     embedder = BackboneEmbedder(
         backbone, size=size, token=config.token, normalised=True, device=run.config.device
     )
-    workers = run.config.workers or cores()
     for role, source in run.sets.items():
         readable = np.flatnonzero(Ingested(run, role).table["error"].is_null().to_numpy())
         embed(
@@ -115,7 +113,7 @@ def _embed_backbone(run: Run) -> None:
             run.stage("embed") / role,
             rows_per_file=ROWS_PER_FILE,
             batch=config.batch,
-            workers=workers if workers > 1 else 0,
+            workers=run.workers.count if run.workers.count > 1 else 0,
             what=f"embed {role}",
         )
 

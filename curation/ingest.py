@@ -21,7 +21,6 @@ from pyarrow import parquet
 
 from curation import descriptor, looks
 from curation.config import BUILT_IN, IngestConfig
-from curation.pieces import run_pieces
 from curation.run import Run
 from dinov2.data.decode import Unreadable, decode
 from dinov2.data.sources import Source
@@ -58,11 +57,7 @@ def run(run: Run) -> dict[str, Any]:
             if not (folder / f"{number:05d}.parquet").exists()
         ]
         work = partial(ingest_piece, settings=config.ingest, describe=config.backbone == BUILT_IN)
-        left = sum(len(piece.source) for piece in pieces)
-        run_pieces(
-            work, pieces, workers=config.workers, what=f"ingest {role}", total=len(source),
-            done=len(source) - left, unit="picture",
-        )  # fmt: skip
+        run.workers.do(work, pieces, what=f"ingest {role}", total=len(source))
     return _summarise(run)
 
 
@@ -107,6 +102,9 @@ class Piece:
 
     path: Path
     source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
 
 
 def ingest_piece(piece: Piece, *, settings: IngestConfig, describe: bool) -> int:

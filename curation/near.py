@@ -19,7 +19,6 @@ from curation.align import align
 from curation.config import NearConfig
 from curation.embed import Embedded
 from curation.ingest import Ingested, Stack
-from curation.pieces import run_pieces
 from curation.run import Run
 from dinov2.files import write_table
 
@@ -108,11 +107,7 @@ def _verify(run: Run, stage: str, candidates: Candidates, first: Pictures, secon
         for path, span in zip(paths, spans, strict=True)
         if not path.exists()
     ]
-    left = sum(len(piece.pairs) for piece in pieces)
-    run_pieces(
-        align_piece, pieces, workers=run.config.workers, what=f"{stage}: verify", total=len(candidates.pairs),
-        done=len(candidates.pairs) - left, unit="pair",
-    )  # fmt: skip
+    run.workers.do(align_piece, pieces, what=f"{stage}: verify", total=len(candidates.pairs), unit="pair")
 
 
 @dataclass(frozen=True)
@@ -123,6 +118,9 @@ class Piece:
     pairs: Rows
     first: Stack
     second: Stack
+
+    def __len__(self) -> int:
+        return len(self.pairs)
 
 
 def align_piece(piece: Piece) -> int:

@@ -4,9 +4,10 @@ import importlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -14,45 +15,63 @@ from threadpoolctl import threadpool_limits
 from dinov2.console import progress
 from dinov2.exits import UserError
 
-T = TypeVar("T")
+P = TypeVar("P", bound=Sized)
 
 
-def run_pieces(
-    work: Callable[[T], int],
-    pieces: Sequence[T],
-    *,
-    workers: int,
-    what: str,
-    total: int,
-    done: int,
-    unit: str,
-) -> None:
-    """Call `work`, which returns how many units it did, on every piece, in any order.
+class Workers:
+    """Processes that a run's stages share. They start when first needed, and end with the block.
 
-    Linear algebra runs on one thread in each process, so that sums are the same for any number of workers.
-
-    Args:
-        workers: processes; 0 for one a core. With one, or one piece, everything runs in this process.
-        total, done: units in all, and units finished by earlier runs, for the progress bar.
+    Linear algebra runs on one thread in each, so that sums are the same for any number of them.
     """
-    if not pieces:
-        return
-    workers = min(workers or cores(), len(pieces))
-    with progress(total=total, initial=done, what=what, unit=unit) as bar:
-        if workers == 1:
-            with threadpool_limits(1):
-                for piece in pieces:
-                    bar.update(work(piece))
+
+    def __init__(self, count: int) -> None:
+        """`count`: processes; 0 for one a core. With one, the work is done in this process."""
+        self.count = count or cores()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def do(
+        self, work: Callable[[P], int], pieces: Sequence[P], *, what: str, total: int, unit: str = "picture"
+    ) -> None:
+        """Call `work`, which returns the piece's length, on every piece.
+
+        Args:
+            pieces: those that earlier runs have not done.
+            total: units in all, for the progress bar.
+
+        Raises:
+            UserError: a process was killed.
+        """
+        if not pieces:
             return
-        context = multiprocessing.get_context("spawn")  # a fork could copy locks that other threads hold
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        done = total - sum(map(len, pieces))
+        with progress(total=total, initial=done, what=what, unit=unit) as bar:
+            if self.count == 1 or len(pieces) == 1:
+                with threadpool_limits(1):
+                    for piece in pieces:
+                        bar.update(work(piece))
+                return
             try:
-                for count in pool.map(work, pieces):
+                for count in self._started().map(work, pieces):
                     bar.update(count)
             except BrokenProcessPool:
                 raise UserError(
                     f"{what}: a worker process was killed, most likely for want of memory; use fewer workers="
                 ) from None
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")  # a fork could copy locks that other threads hold
+            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker)
+        return self._pool
 
 
 def cores() -> int:

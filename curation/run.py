@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from curation.config import CurateConfig
+from curation.pieces import Workers
 from dinov2.data.manifest import EDGES_SCHEMA, write_format
 from dinov2.data.sources import Source, open_source
 from dinov2.exits import UserError
@@ -27,6 +28,7 @@ class Run:
 
     config: CurateConfig
     folder: Path
+    workers: Workers
 
     def stage(self, name: str) -> Path:
         return self.folder / "stages" / name

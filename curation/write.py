@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from curation.ingest import Ingested
-from curation.pieces import run_pieces
 from curation.run import Run
 from dinov2.data.manifest import DECISIONS_SCHEMA, MANIFEST_SCHEMA, write_format, write_manifest
 from dinov2.data.shards import ShardSample, write_shard
@@ -46,11 +45,7 @@ def run(run: Run) -> dict[str, Any]:
         for number, (span, place) in enumerate(zip(spans, places, strict=True))
         if not place.exists()
     ]
-    left = sum(len(piece.source) for piece in pieces)
-    run_pieces(
-        write_piece, pieces, workers=run.config.workers, what="write", total=len(live),
-        done=len(live) - left, unit="picture",
-    )  # fmt: skip
+    run.workers.do(write_piece, pieces, what="write", total=len(live))
     located = pa.concat_tables([parquet.read_table(place) for place in places])
     for name in ("shard", "offset", "size"):
         table = table.append_column(name, located[name])
@@ -67,6 +62,9 @@ class Piece:
     offsets: Path
     source: Source
     table: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.source)
 
 
 def write_piece(piece: Piece) -> int:
