@@ -49,9 +49,9 @@ def write_report(folder: Path | str) -> Path:
 
 
 def shown_name(result: dict[str, Any]) -> str:
-    """A backbone as a reader knows it: the end of its path."""
-    spec = str(escape(result["backbone"]["spec"]))
-    return "/".join(spec.split("/")[-3:]) if "/" in spec else spec
+    """A backbone as a reader knows it: the end of its path, and whether its weights are fresh."""
+    kind, colon, place = str(escape(result["backbone"]["spec"])).rpartition(":")
+    return kind + colon + "/".join(place.split("/")[-3:])
 
 
 def _data_line(result: dict[str, Any]) -> str:
