@@ -114,8 +114,8 @@ def _users(config: DemoConfig, folder: Path, images: Path, title: str) -> Inputs
         truth=None,
         labelled=None not in labels and len(set(labels)) > 1,
         title=title,
-        about=f"Of the {len(rows):,} pictures in `{title}`, {len(pool):,} are the pool and {len(tested):,} the "
-        f"test set ({how}){limits}.",
+        about=f"Of the {len(rows):,} pictures in `{title}`, {len(pool):,} are the pool and "
+        f"{len(tested):,} the test set ({how}){limits}.",
     )
 
 
