@@ -40,7 +40,7 @@ def run(run: Run) -> dict[str, Any]:
 
 
 def balanced(cluster: Rows, budget: int, generator: np.random.Generator) -> Rows:
-    """Rows of a sample of `budget` pictures that evens clusters out (Vo et al. 2024, sec. 3.3).
+    """Rows of a sample of `budget` pictures that evens clusters out (Vo et al. 2024, arXiv 2405.15613).
 
     The largest cut with sum(min(cut, size)) <= budget is taken of every cluster; the remainder falls on
     random pictures of clusters that have more.

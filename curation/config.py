@@ -44,13 +44,16 @@ class NearConfig:
     loosest: float = 0.5  # edges are stored from this similarity on
     threshold: float = 0.75  # edges count from this similarity on
 
+    @property
+    def stored_from(self) -> float:
+        """Least similarity of an edge that is stored."""
+        return min(self.loosest, self.threshold)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatesConfig(NearConfig):
     enabled: bool = True  # off: every readable picture stays
-    chains: str = (
-        "whole"  # "whole": one stays of a component; "direct": only who has an edge to one kept goes
-    )
+    chains: str = "whole"  # "whole": one of a component stays; "direct": also who has no edge to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +64,7 @@ class LeaksConfig(NearConfig):
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig:
     k: int = 4  # pool pictures for each seed (DINOv2 app. A: 4, or 32 for few seeds)
-    collisions: str = (
-        "keep"  # a picture that several seeds ask for: keep for all, drop from all but one, refill
-    )
+    collisions: str = "keep"  # who gets what several seeds ask for: all ("keep"), or one: "drop", "refill"
     minimum: float = -1.0  # least cosine to the seed
 
 

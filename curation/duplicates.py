@@ -31,7 +31,7 @@ def run(run: Run) -> dict[str, Any]:
     live = np.flatnonzero(run.kept(pool.ids, ["ingest"]))
     exact, unlike = exact_pairs(pool, live)
     candidates, similarity = near_pairs(run, "duplicates", pool, unlike, None, settings)
-    stored = similarity >= settings.loosest
+    stored = similarity >= settings.stored_from
     pairs = np.concatenate([exact, candidates.pairs[stored]])
     similarity = np.concatenate([np.ones(len(exact), np.float32), similarity[stored]])
     run.write_edges("duplicate", pool.ids.take(pairs[:, 0]), pool.ids.take(pairs[:, 1]), similarity)

@@ -25,7 +25,7 @@ def run(run: Run) -> dict[str, Any]:
     live = np.flatnonzero(run.kept(pool.ids, ["ingest"]))
     exact = _exact_leaks(pool, held, live)
     candidates, similarity = near_pairs(run, "holdout", pool, live, held, settings)
-    stored = similarity >= settings.loosest
+    stored = similarity >= settings.stored_from
     pairs = np.concatenate([exact, candidates.pairs[stored]])
     similarity = np.concatenate([np.ones(len(exact), np.float32), similarity[stored]])
     pairs, similarity = _once(pairs, similarity)

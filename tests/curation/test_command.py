@@ -1,6 +1,8 @@
 """`dinov2 curate` as a person runs it: killed, continued, refused, finished."""
 
+import time
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -37,21 +39,15 @@ def same(first: Path, second: Path) -> bool:
 
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(pool: Path, tmp_path: Path) -> None:
     words = [f"pool={pool}/pool", f"seeds={pool}/seeds", f"holdout={pool}/holdout", "output=out", "workers=2"]
-    # Moments by file, because a run that continues is over sooner; a quick machine may outrun one or two.
+    draw = Random(time.time_ns())
+    # Files, because a run that continues is over sooner; a quick machine may outrun one or two.
+    files = ["stages/ingest/pool/0000?.parquet", "stages/embed/*", "stages/duplicates/*", "shards/*.tar"]
     assert_survives(
         command(*words, *SMALL_PIECES, "retrieval.k=6", "budget.pictures=8"),
         tmp_path,
         results=RESULTS,
-        moments=[
-            when("out/stages/ingest/pool/00001.parquet"),
-            at(0.3),
-            when("out/stages/embed/whitening.npz"),
-            when("out/stages/duplicates/candidates.parquet"),
-            when("out/edges/holdout.parquet"),
-            at(0.15),
-            when("out/shards/000000.tar"),
-        ],
-        at_least=4,
+        moments=[at(draw.uniform(0.05, 0.2)), *(when(f"out/{file}") for file in files)],
+        at_least=3,
         limit=300,
     )
 
