@@ -19,6 +19,7 @@ from curation.run import Run
 from dinov2.data.manifest import DECISIONS_SCHEMA, MANIFEST_SCHEMA, write_format, write_manifest
 from dinov2.data.shards import ShardSample, write_shard
 from dinov2.data.sources import Source
+from dinov2.exits import UserError
 from dinov2.files import write_table
 
 BEFORE = ["ingest", "duplicates", "holdout", "retrieval", "budget"]
@@ -27,10 +28,16 @@ DESCRIBED = ["uri", "source", "label", "split", "licence", "consent", "sha256", 
 
 
 def run(run: Run) -> dict[str, Any]:
-    """Write shards, then `manifest.parquet` and `decisions.parquet`."""
+    """Write `decisions.parquet`, the shards, and `manifest.parquet`."""
     source = run.sets["pool"]
     pool = Ingested(run, "pool").table
     live = np.flatnonzero(run.kept(pool["id"].combine_chunks(), BEFORE))
+    write_format(run.folder / "decisions.parquet", decisions(run, source, pool), DECISIONS_SCHEMA)
+    if not len(live):
+        gone = ", ".join(f"{stage} {count:,}" for stage in BEFORE if (count := len(run.dropped(stage))))
+        raise UserError(
+            f"nothing is left of pool={run.config.pool}: dropped by {gone}; {run.folder}/decisions.parquet says why"
+        )
     table = _joined(source, pool).take(pa.array(live))
     size = run.config.write.shard
     spans = [slice(at, at + size) for at in range(0, len(live), size)]
@@ -50,7 +57,6 @@ def run(run: Run) -> dict[str, Any]:
     for name in ("shard", "offset", "size"):
         table = table.append_column(name, located[name])
     write_manifest(run.folder / "manifest.parquet", table.select(MANIFEST_SCHEMA.names))
-    write_format(run.folder / "decisions.parquet", decisions(run, source, pool), DECISIONS_SCHEMA)
     return {"pictures": len(live), "shards": len(spans)}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from dinov2.exits import UserError
 from tests.curation.pools import command, curate, decisions, make_pool, run
-from tests.faults import assert_survives, at, when
+from tests.faults import assert_survives, at, random_moments, when
 from tests.pictures import broken_pictures, class_folder
 
 RESULTS = [
@@ -104,6 +104,7 @@ def test_a_folder_belongs_to_its_settings_and_its_pictures(pool: Path, tmp_path:
         (["pool={root}/pool", "ingest.small=1000"], "ingest.small"),
         (["pool={root}/pool", "holdout={root}/broken"], "holdout="),
         (["pool={root}/pool", "backbone=no_such"], "no_such"),
+        (["pool={root}/pool", "holdout={root}/pool"], "nothing is left"),
     ],
 )
 def test_what_cannot_work_gets_one_clear_line(words: list[str], says: str, tmp_path: Path) -> None:
@@ -127,3 +128,17 @@ def test_odd_files_all_get_a_decision(real_pictures: Path, tmp_path: Path) -> No
     assert all("corrupt" in uri or uri.endswith("svg") for uri in broken)
     resized = [row for uri, row in rows.items() if "ukbench00120_resize" in uri]
     assert all(not row["kept"] and row["evidence"] for row in resized)
+
+
+@pytest.mark.long
+def test_thirty_random_kills_change_nothing(pool: Path, tmp_path: Path) -> None:
+    words = [f"pool={pool}/pool", f"seeds={pool}/seeds", f"holdout={pool}/holdout", "output=out", "workers=2"]
+    assert_survives(
+        command(*words, *SMALL_PIECES, "retrieval.k=6", "budget.pictures=8"),
+        tmp_path,
+        results=RESULTS,
+        moments=random_moments(30, seed=1),
+        separately=True,
+        at_least=20,
+        limit=600,
+    )
