@@ -85,10 +85,9 @@ class Cache:
         with lock(self.folder / "locks" / path.name[:2]):
             with suppress(FileNotFoundError):
                 return _used(path)
-            self._copy(address, path)
-            return _used(path)
+            return self._copy(address, path)
 
-    def _copy(self, address: str, path: Path) -> None:
+    def _copy(self, address: str, path: Path) -> io.FileIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")  # one writer at a time: the lock is held
         try:
@@ -98,7 +97,9 @@ class Cache:
                 self._download(address, part)
             size = part.stat().st_size
             self._make_room(size, address)
+            file = io.FileIO(part)  # before it has its name: others who make room may delete it at once
             os.replace(part, path)
+            return file
         finally:
             part.unlink(missing_ok=True)
 
