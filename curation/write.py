@@ -36,7 +36,7 @@ def run(run: Run) -> dict[str, Any]:
     if not len(live):
         gone = ", ".join(f"{stage} {count:,}" for stage in BEFORE if (count := len(run.dropped(stage))))
         raise UserError(
-            f"nothing is left of pool={run.config.pool}: dropped by {gone}; {run.folder}/decisions.parquet says why"
+            f"nothing is left of pool={run.config.pool}: dropped by {gone}; see its decisions.parquet"
         )
     table = _joined(source, pool).take(pa.array(live))
     size = run.config.write.shard
