@@ -10,7 +10,9 @@
 
 PYTHON ?= python3
 GPU_PYTHON ?= .venv/bin/python
-OUTPUT ?= demo-output
+# one's own pictures get a folder of their own: a folder belongs to its settings
+OUTPUT ?= $(if $(IMAGES),demo-output-$(notdir $(abspath $(IMAGES:~/%=$(HOME)/%))),demo-output)
+quoted = '$(subst ','\'',$(1))'
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --use-pep517 --constraint constraints.txt
 
 # pyright and its node come in wheels; without this it would ask a registry whether there is a newer one
@@ -39,7 +41,7 @@ install: .venv/.installed
 	@touch $@
 
 demo: .venv/.installed
-	.venv/bin/python -m demo output='$(OUTPUT)' $(if $(IMAGES),images='$(subst ','\'',$(IMAGES:~/%=$(HOME)/%))')
+	.venv/bin/python -m demo output=$(call quoted,$(OUTPUT)) $(if $(IMAGES),images=$(call quoted,$(IMAGES:~/%=$(HOME)/%)))
 
 test: .venv/.installed-test
 	.venv/bin/python -m pytest -q -m 'not gpu and not long'
@@ -67,4 +69,4 @@ gpu: $(if $(filter .venv/bin/python,$(GPU_PYTHON)),.venv/.installed-test)
 	$(GPU_PYTHON) -m demo output=gpu-output
 
 clean:
-	rm -rf .venv '$(OUTPUT)' gpu-output .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv demo-output* gpu-output .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -9,6 +9,7 @@
 
 The same words run in folders of their own, `whole/` and `killed/`, so outputs are named relative to the
 working directory and inputs absolutely. Every process of the command dies with it, as when a machine stops.
+A file that gets its name by a rename in Python is met exactly (see killer/); other files are polled for.
 """
 
 import os
@@ -25,6 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RUN_AGAIN = 75  # the command saved its state and asks to be started again
+KILLER = Path(__file__).parent / "killer"
 POLL = 0.002  # seconds between looks at the file that a kill waits for
 
 
@@ -214,14 +216,17 @@ def _attempt(
     seconds: float,
     limit: float,
 ) -> Attempt:
-    there = set(folder.glob(moment.file)) if moment and moment.file and moment.new else set()
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    there = set(folder.absolute().glob(moment.file)) if moment and moment.file and moment.new else set()
+    path = os.pathsep.join(filter(None, (str(KILLER), str(ROOT), os.environ.get("PYTHONPATH"))))
+    kill = {"KILL_WHEN_RENAMED": "", "KILL_EXCEPT": os.pathsep.join(map(str, there))}
+    if moment and moment.file:
+        kill["KILL_WHEN_RENAMED"] = str(folder.absolute() / moment.file)
     with tempfile.TemporaryFile() as said:
         start = time.monotonic()
         process = subprocess.Popen(
             list(command),
             cwd=folder,
-            env=os.environ | {"PYTHONPATH": path} | dict(env or {}),
+            env=os.environ | {"PYTHONPATH": path} | kill | dict(env or {}),
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -236,6 +241,8 @@ def _attempt(
                     raise AssertionError(f"still running after {limit:g} s: {_words(command)}\n{_tail(said)}")
                 time.sleep(POLL if moment else 10 * POLL)
             status = process.poll()
+            if moment and status == -signal.SIGKILL:
+                status = None
         finally:
             _kill_all(process)
         return Attempt(time.monotonic() - start, status, _tail(said))
@@ -243,7 +250,7 @@ def _attempt(
 
 def _has_come(moment: Moment, folder: Path, there: set[Path], passed: float, seconds: float) -> bool:
     if moment.file:
-        return any(path not in there for path in folder.glob(moment.file))
+        return any(path not in there for path in folder.absolute().glob(moment.file))
     return passed >= seconds
 
 
