@@ -7,13 +7,13 @@ run was resumed, so that a checkpoint stores one integer and no sampler has any 
 from __future__ import annotations
 
 import struct
-from hashlib import blake2b
+from functools import lru_cache
+from hashlib import blake2b, shake_128
 from math import isqrt
-from random import Random
 from typing import Protocol
 
 LARGEST = 2**48
-SMALL = 64
+SMALL = 24
 _MASK = 2**64 - 1
 
 
@@ -44,24 +44,29 @@ class Permutation:
     A Feistel network over pairs (left, right) of Z_a x Z_b with a*b barely above n, eight rounds; what falls
     outside of range(n) is sent through again (cycle walking), which is rare since a*b - n < a = O(sqrt n).
     (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002.) For shuffling, not for secrecy.
-    Up to 64 items, where such a network favours some permutations, a table is shuffled instead.
+    Up to 24 items, where such a network favours some permutations, a table is shuffled instead.
+
+    Args:
+        tweak: 64 random bits, another permutation for each; cheaper than another key, which is hashed.
     """
 
     __slots__ = ("_a", "_b", "_keys", "_table", "n")
 
-    def __init__(self, n: int, key: int) -> None:
+    def __init__(self, n: int, key: int, tweak: int = 0) -> None:
         if not 1 <= n <= LARGEST:
             raise ValueError(f"a permutation of {n} items: 1 to 2**48 are possible")
         self.n = n
         self._table = None
         if n <= SMALL:
-            draw = Random(key).random
-            self._table = sorted(range(n), key=lambda _: draw())
+            drawn = shake_128(_as_bytes(key) + _as_bytes(tweak)).digest(8 * n)
+            self._table = sorted(range(n), key=struct.unpack(f"<{n}Q", drawn).__getitem__)
             return
         self._a = isqrt(n - 1) + 1
         self._b = -(-n // self._a)
-        words = struct.unpack("<8Q", blake2b(key.to_bytes(16, "little", signed=True)).digest())
-        self._keys = tuple(zip(words[::2], words[1::2], strict=True))
+        self._keys = _round_keys(key)
+        if tweak:
+            other = tweak * 0xD1342543DE82EF95 & _MASK
+            self._keys = [(left ^ tweak, right ^ other) for left, right in self._keys]
 
     def __call__(self, index: int) -> int:
         """Where `index` goes; IndexError outside of range(n)."""
@@ -74,14 +79,30 @@ class Permutation:
             left, right = divmod(index, b)
             for key_left, key_right in self._keys:  # written out twice: a call would double the time
                 mixed = (right ^ key_left) * 0x9E3779B97F4A7C15 & _MASK
-                mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93 & _MASK
-                left = (left + ((mixed >> 32) * a >> 32)) % a
+                left = (left + (mixed ^ mixed >> 32)) % a
                 mixed = (left ^ key_right) * 0x9E3779B97F4A7C15 & _MASK
-                mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93 & _MASK
-                right = (right + ((mixed >> 32) * b >> 32)) % b
+                right = (right + (mixed ^ mixed >> 32)) % b
             index = left * b + right
             if index < self.n:
                 return index
+
+
+@lru_cache(maxsize=64)
+def _round_keys(key: int) -> list[tuple[int, int]]:
+    words = struct.unpack("<8Q", blake2b(_as_bytes(key)).digest())
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+def _as_bytes(key: int) -> bytes:
+    return key.to_bytes(16, "little", signed=True)
+
+
+def _mixed(number: int) -> int:
+    """64 bits that each depend on all of the number's (Steele et al., SplitMix, 2014)."""
+    number = number * 0x9E3779B97F4A7C15 & _MASK
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    number = (number ^ number >> 27) * 0x94D049BB133111EB & _MASK
+    return number ^ number >> 31
 
 
 class Order:
@@ -100,9 +121,8 @@ class Order:
         self.seed = seed
         self.block = block
         self.run = None if window is None or window * block >= count else window * block
-        self._epoch: tuple[int, _Epoch] | None = (
-            None  # the one in use; any other is made anew in microseconds
-        )
+        self.key = derive_seed("order", seed)
+        self._epoch: tuple[int, _Epoch] | None = None  # the one in use; another is made in microseconds
 
     def epoch(self, position: int) -> int:
         """How many times every row has been seen before this position."""
@@ -131,16 +151,15 @@ class _Epoch:
     """The permutations of one epoch, and the run of blocks that was used last."""
 
     def __init__(self, order: Order, number: int) -> None:
-        self.count, self.block, self.run = order.count, order.block, order.run
-        self.key = derive_seed("order", order.seed, number)
+        self.count, self.block, self.run, self.key = order.count, order.block, order.run, order.key
+        self.tweak = _mixed(order.key ^ number)
         if self.run is None:
-            self.inside = Permutation(self.count, self.key)
+            self.inside = Permutation(self.count, self.key, self.tweak)
             return
         full, self.tail = divmod(self.count, self.block)
-        self.blocks = Permutation(full, self.key)
-        draws = Random(self.key)
-        self.tail_at = int(draws.random() * (full + 1)) * self.block
-        self.shift = int(draws.random() * (self.run // self.block)) * self.block
+        self.blocks = Permutation(full, self.key, self.tweak)
+        self.tail_at = (self.tweak * (full + 1) >> 64) * self.block
+        self.shift = ((self.tweak & 0xFFFFFFFF) * (self.run // self.block) >> 32) * self.block
         self.begin = self.end = 0
 
     def row(self, place: int) -> int:
@@ -155,7 +174,8 @@ class _Epoch:
         number = (place + self.shift) // run
         self.begin = max(0, number * run - self.shift)
         self.end = min(self.count, (number + 1) * run - self.shift)
-        self.inside = Permutation(self.end - self.begin, self.key << 64 | number + 1)
+        tweak = self.tweak ^ (number + 1) * 0x9E3779B97F4A7C15 & _MASK
+        self.inside = Permutation(self.end - self.begin, self.key, tweak)
 
     def _stored(self, place: int) -> int:
         """The row at `place` of the blocks laid out in their permuted order, the ragged one at `tail_at`."""
