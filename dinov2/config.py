@@ -47,6 +47,11 @@ def listed(*values: Any) -> Any:
     return dataclasses.field(default_factory=lambda: list(values))
 
 
+def by_name() -> Any:
+    """A field of numbers by names of the user's own; none by default."""
+    return dataclasses.field(default_factory=dict)
+
+
 def section(kind: type[C]) -> C:
     """A nested section with its own defaults."""
     return dataclasses.field(default_factory=kind)
@@ -202,9 +207,12 @@ def _kind(schema: type, key: str) -> Any:
     """The type of the field with this dotted key, or None."""
     kind: Any = schema
     for part in key.split("."):
-        if not dataclasses.is_dataclass(kind):
+        if typing.get_origin(kind) is dict:  # any key may be set, such as mix.web=2
+            kind = typing.get_args(kind)[1]
+        elif dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind).get(part)
+        else:
             return None
-        kind = typing.get_type_hints(kind).get(part)
     return kind
 
 

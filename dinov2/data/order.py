@@ -97,7 +97,7 @@ def _as_bytes(key: int) -> bytes:
     return key.to_bytes(16, "little", signed=True)
 
 
-def _mixed(number: int) -> int:
+def mixed(number: int) -> int:
     """64 bits that each depend on all of the number's (Steele et al., SplitMix, 2014)."""
     number = number * 0x9E3779B97F4A7C15 & _MASK
     number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & _MASK
@@ -152,7 +152,7 @@ class _Epoch:
 
     def __init__(self, order: Order, number: int) -> None:
         self.count, self.block, self.run, self.key = order.count, order.block, order.run, order.key
-        self.tweak = _mixed(order.key ^ number)
+        self.tweak = mixed(order.key ^ number)
         if self.run is None:
             self.inside = Permutation(self.count, self.key, self.tweak)
             return

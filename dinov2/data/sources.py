@@ -34,6 +34,7 @@ class Source:
         table: one row a picture (`dinov2.data.gather.ROWS`): id, uri, source, label, split, path, offset,
             size, licence, consent. With an offset, the bytes are `size` bytes of the tar `path` from there.
             Without one, they are the file `path`/`uri`, or `uri` itself where that is absolute or a URL.
+        parts: of a source as it was opened, the name and number of rows of each that was joined, in order.
 
     Pickles stay small: a table of more than a mebibyte is left in the cache folder and memory-mapped by the
     process that unpickles it, so that workers share one copy. Reading is safe in many threads and processes.
@@ -42,6 +43,7 @@ class Source:
     def __init__(self, name: str, table: pa.Table, files: OpenFiles) -> None:
         self.name = name
         self.table = table.unify_dictionaries().combine_chunks()
+        self.parts = {name: len(table)}
         self._files = files
 
     def __len__(self) -> int:
@@ -149,6 +151,7 @@ def open_source(
     specs = parse(spec)
     tables = [_rows(one, files.cache) for one in specs]
     source = Source("+".join(one.name for one in specs), pa.concat_tables(tables), files)
+    source.parts = {one.name: len(table) for one, table in zip(specs, tables, strict=True)}
     _check_ids(source)
     return source if split is None else _only_split(source, split)
 

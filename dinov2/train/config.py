@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dinov2.config import one_of, required, runtime, section
+from dinov2.config import by_name, one_of, required, runtime, section
 from dinov2.data.augment import AugmentConfig
 from dinov2.data.masks import MaskConfig
 from dinov2.exits import UserError
@@ -73,6 +73,8 @@ class TrainConfig:
     batch: int = 64  # pictures a step, over all processes
     seed: int = 0  # of initial weights, order, augmentation, masks and stochastic depth
     precision: str = "bf16"  # bf16 (autocast over float32 masters) or fp32
+    mix: dict[str, float] = by_name()  # weight of each source that data= names; empty: as if all were one
+    pure: dict[str, float] = by_name()  # share of the batches that are of one source alone
     window: int = 0  # blocks of pictures that shuffling mixes at a time, so that reads stay near; 0: all
     block: int = 1000  # pictures in a block of a window, about those of a shard
     model: ModelConfig = section(ModelConfig)

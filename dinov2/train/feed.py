@@ -10,7 +10,8 @@ import torch
 from dinov2.data.augment import MultiCrop, normalise
 from dinov2.data.loader import Batch, batches
 from dinov2.data.masks import draw_masks
-from dinov2.data.order import Order, derive_seed
+from dinov2.data.mixture import Mixture, shares_by_name
+from dinov2.data.order import Order, SampleOrder, derive_seed
 from dinov2.data.sources import Source, open_source
 from dinov2.exits import UserError
 from dinov2.parallel import rank, world
@@ -45,16 +46,44 @@ def training_source(config: TrainConfig) -> Source:
     return source
 
 
+def training_order(config: TrainConfig, source: Source) -> SampleOrder:
+    """The order of pictures, a mixture where the settings ask for one.
+
+    Raises:
+        UserError: weights or shares that cannot be met.
+    """
+    seed, window = derive_seed(config.seed, "order"), config.window or None
+    if not config.mix and not config.pure:
+        return Order(len(source), seed, window, config.block)
+    names = list(source.parts)
+    weights, pure = (shares_by_name(getattr(config, key), names, key) for key in ("mix", "pure"))
+    if sum(pure) > 1 + 1e-9:
+        raise UserError(f"pure= sums to {sum(pure):g}: shares of the batches cannot be more than 1 together")
+    if config.mix and not any(weights):
+        raise UserError("mix= gives no source a weight above 0")
+    for name, share in config.pure.items():
+        if share and source.parts[name] < config.batch:
+            raise UserError(
+                f"pure.{name}: {source.parts[name]} pictures cannot fill a batch of {config.batch}"
+            )
+    return Mixture(
+        list(source.parts.values()),
+        seed,
+        weights=weights if config.mix else None,
+        pure=pure,
+        batch=config.batch,
+        window=window,
+        block=config.block,
+    )
+
+
 def feed(
     config: TrainConfig, source: Source, device: torch.device, *, first: int, last: int
 ) -> Iterator[tuple[Views, Fed]]:
     """The views of steps `first` to `last` (excluded), a function of the seed and the step alone."""
-    order = Order(
-        len(source), derive_seed(config.seed, "order"), window=config.window or None, block=config.block
-    )
     stream = batches(
         source,
-        order,
+        training_order(config, source),
         MultiCrop(config.augment),
         seed=derive_seed(config.seed, "augment"),
         global_batch=config.batch,

@@ -1,13 +1,19 @@
 """One, two and four processes at the same global batch: the same pictures, crops, masks, and losses."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 from dinov2.config import read
 from dinov2.folders import claim
+from dinov2.parallel import barrier, is_main
 from dinov2.train.config import TrainConfig
+from dinov2.train.feed import training_source
+from dinov2.train.loop import train
+from dinov2.train.state import fresh_state
 from tests.pictures import class_folder
 from tests.ranks import on_ranks
 
@@ -22,15 +28,6 @@ losses.koleo_across_ranks=true checkpoint.every=1000""".split()
 
 def _train(data: str, output: str) -> None:
     """What the command does between its process group and its report."""
-    from contextlib import nullcontext
-
-    import torch
-
-    from dinov2.parallel import barrier, is_main
-    from dinov2.train.feed import training_source
-    from dinov2.train.loop import train
-    from dinov2.train.state import fresh_state
-
     config = read(TrainConfig, [*WORDS, f"data={data}", f"output={output}"])
     source = training_source(config)
     with claim(output, config) if is_main() else nullcontext(Path(output)) as folder:
