@@ -1,8 +1,8 @@
 """Several sources in fixed proportions, as a function of the position in training.
 
-Within a batch, pictures come from the sources by weight; and a share of the batches can be of one source alone
-(DINOv3, arXiv 2508.10104, sec. 3.1: one batch in ten is of ImageNet only). Like the order of one source it
-has no state: a run that continues, on any number of ranks, meets what it would have met.
+Within a batch, pictures come from the sources by weight; and a share of the batches can be of one source
+alone (DINOv3, arXiv 2508.10104, sec. 3.1: one batch in ten is of ImageNet only). Like the order of one source
+it has no state: a run that continues, on any number of ranks, meets what it would have met.
 """
 
 from bisect import bisect_right
