@@ -1,21 +1,30 @@
-"""Optimisation: schedules over a run, AdamW with a rate for each layer, clipping, the teacher's average."""
+"""Optimisation: schedules over a run, an optimiser with a rate for each layer, clipping, and the teacher's
+average.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dinov2.config import listed, one_of
-from dinov2.parallel import whole
+from dinov2.exits import UserError
+from dinov2.parallel import all_sum, own, world
+
+CHOICES = {"name": ("adamw", "sgd"), "schedule": ("cosine", "constant"), "clip_per": ("part", "parameter")}
+UPDATES = ("momentum", "student_copy", "previous_iteration", "previous_epoch")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedules. Fractions are of the whole run: a shorter run compresses all of them."""
+    """The optimiser and its schedules. Fractions are of the whole run: a shorter one compresses all."""
 
+    name: str = "adamw"  # adamw, or sgd (DINO for convolutional networks)
+    schedule: str = "cosine"  # of rate, weight decay and momentum: cosine; constant after warmup (v3)
     lr: float = 4e-3  # peak rate at a global batch of lr_batch
     lr_batch: int = 1024  # the batch that lr is given for
     lr_scaling: str = "sqrt"  # how the rate follows the batch: sqrt (DINOv2), linear (DINO) or none
@@ -24,10 +33,24 @@ class OptimConfig:
     weight_decay: float = 0.04  # at the start; none on biases, norms, LayerScale
     weight_decay_end: float = 0.4  # at the end, by a cosine
     betas: list[float] = listed(0.9, 0.999)  # of AdamW
-    clip: float = 3.0  # largest gradient norm of backbone and of each head; 0 for no clipping
+    sgd_momentum: float = 0.9  # of SGD
+    clip: float = 3.0  # largest gradient norm; 0 for no clipping
+    clip_per: str = "part"  # what has that norm: part (backbone, each head) or parameter (DINO)
     layer_decay: float = 0.9  # rate of a block over that of the next one
     patch_embed_lr: float = 0.2  # further factor on the patch embedding's rate
     freeze_last_layer: float = 0.01  # fraction of the run in which the prototypes stand still
+    freeze_backbone: float = 0.0  # fraction in which only fresh heads learn; the backbone's warmup follows
+
+    def check(self) -> None:
+        """Refuse unknown words, and phases that do not fit into a run."""
+        for key, options in CHOICES.items():
+            one_of(getattr(self, key), options, f"optim.{key}")
+        self.peak_lr(self.lr_batch)
+        if not (self.warmup >= 0 and self.freeze_backbone >= 0 and self.warmup + self.freeze_backbone < 1):
+            raise UserError(
+                f"optim.warmup={self.warmup} and optim.freeze_backbone={self.freeze_backbone} are fractions "
+                "of the run, together less than 1"
+            )
 
     def peak_lr(self, batch: int) -> float:
         """The peak rate for a global batch."""
@@ -37,8 +60,12 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """The teacher: an average of the student, and how its scores become targets."""
+    """The teacher: what it is made of, and how its scores become targets.
 
+    DINO's sec. 5.1 compares the kinds of teacher: only an average of students leads its student.
+    """
+
+    update: str = "momentum"  # or student_copy, previous_iteration, previous_epoch (for ablations)
     momentum: float = 0.992  # of the average at the start; 1 at the end, by a cosine
     temperature: float = 0.07  # of the targets, after the warmup
     temperature_start: float = 0.04  # at the start
@@ -51,10 +78,12 @@ class TeacherConfig:
 class Rates:
     """What the schedules say at one step."""
 
-    lr: float
+    lr: float  # of the heads
+    backbone_lr: float
     last_layer_lr: float
     weight_decay: float
-    momentum: float
+    momentum_before: float  # share of itself that the teacher keeps before the student's step …
+    momentum: float  # … and after it; 1 leaves the teacher alone, 0 makes it a copy
     teacher_temperature: float
 
 
@@ -66,23 +95,49 @@ class Schedules:
     teacher: TeacherConfig
     steps: int
     batch: int
+    pictures: int  # in the source: what an epoch is
 
     def at(self, step: int) -> Rates:
         optim, teacher, done = self.optim, self.teacher, step / self.steps
-        peak = optim.peak_lr(self.batch)
-        if done < optim.warmup:
-            lr = peak * done / optim.warmup
-        else:
-            lr = cosine(peak, optim.min_lr, (done - optim.warmup) / (1 - optim.warmup))
-        warm = min(1.0, done / teacher.temperature_warmup) if teacher.temperature_warmup else 1.0
+        lr = self._lr(done) * _ramp(done, optim.warmup)
+        thawed = _ramp(done - optim.freeze_backbone, optim.warmup) if optim.freeze_backbone else 1.0
+        before, after = self._kept(step)
         return Rates(
             lr=lr,
+            backbone_lr=lr * thawed,
             last_layer_lr=0.0 if done < optim.freeze_last_layer else lr,
-            weight_decay=cosine(optim.weight_decay, optim.weight_decay_end, done),
-            momentum=cosine(teacher.momentum, 1.0, done),
+            weight_decay=self._along(optim.weight_decay, optim.weight_decay_end, done),
+            momentum_before=before,
+            momentum=after,
             teacher_temperature=teacher.temperature_start
-            + warm * (teacher.temperature - teacher.temperature_start),
+            + _ramp(done, teacher.temperature_warmup) * (teacher.temperature - teacher.temperature_start),
         )
+
+    def _lr(self, done: float) -> float:
+        """The rate without its rise."""
+        warmup = self.optim.warmup
+        return self._along(self.optim.peak_lr(self.batch), self.optim.min_lr, (done - warmup) / (1 - warmup))
+
+    def _along(self, start: float, end: float, done: float) -> float:
+        return cosine(start, end, done) if self.optim.schedule == "cosine" else start
+
+    def _kept(self, step: int) -> tuple[float, float]:
+        """What the teacher keeps of itself before and after this step."""
+        match self.teacher.update:
+            case "student_copy":
+                return 1.0, 0.0
+            case "previous_iteration":
+                return 0.0, 1.0
+            case "previous_epoch":
+                ends = (step + 1) * self.batch // self.pictures > step * self.batch // self.pictures
+                return 1.0, 0.0 if ends else 1.0
+            case _:
+                return 1.0, self._along(self.teacher.momentum, 1.0, step / self.steps)
+
+
+def _ramp(done: float, length: float) -> float:
+    """From 0 to 1 over `length`, linearly."""
+    return min(1.0, max(0.0, done) / length) if length else float(done >= 0)
 
 
 def cosine(start: float, end: float, done: float) -> float:
@@ -90,52 +145,74 @@ def cosine(start: float, end: float, done: float) -> float:
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
 
 
-def adamw(student: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over groups of parameters that share a rate and a decay (BEiT's layer-wise rates)."""
+def make_optimizer(student: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser over groups of parameters that share a rate and a decay (BEiT's layer-wise rates)."""
     depth = 1 + max((_layer(name) for name, _ in student.named_parameters()), default=0)
-    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, str], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
-            key = (_rate(name, depth, config), _decays(name, parameter), name.endswith("prototypes.weight"))
+            key = (_rate(name, depth, config), _decays(name, parameter), _schedule(name))
             groups.setdefault(key, []).append(parameter)
+    settings = [
+        {"params": parameters, "rate": rate, "decays": decays, "follows": follows}
+        for (rate, decays, follows), parameters in groups.items()
+    ]
+    if config.name == "sgd":
+        return torch.optim.SGD(settings, lr=0.0, momentum=config.sgd_momentum, fused=True)
     first, second = config.betas
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "rate": rate, "decays": decays, "last_layer": last}
-            for (rate, decays, last), parameters in groups.items()
-        ],
-        betas=(first, second),
-        fused=True,
-    )
+    return torch.optim.AdamW(settings, betas=(first, second), fused=True)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
-    """Give each group of `adamw` this step's learning rate and weight decay."""
+    """Give each group of `make_optimizer` this step's learning rate and weight decay."""
     for group in optimizer.param_groups:
-        group["lr"] = group["rate"] * (rates.last_layer_lr if group["last_layer"] else rates.lr)
+        group["lr"] = group["rate"] * getattr(rates, group["follows"])
         group["weight_decay"] = rates.weight_decay if group["decays"] else 0.0
 
 
-def clip_gradients(parts: Iterable[nn.Module], largest: float) -> list[Tensor]:
-    """Scale each part's gradient to a norm of at most `largest` (0: leave it); gives the norms before that.
+def clip_gradients(parts: Sequence[nn.Module], largest: float, per: str = "part") -> list[Tensor]:
+    """Scale gradients to a norm of at most `largest` (0: leave them); gives each part's norm before that.
 
-    The backbone and each head by themselves, as the published training does: a burst in a head, which is the
-    larger part of a small model's gradient, does not slow the backbone down.
+    Args:
+        per: `part`: the backbone and each head by itself, as the published DINOv2 training does: a burst in a
+            head, which is the larger part of a small model's gradient, does not slow the backbone down.
+            `parameter`: each tensor by itself, as DINO's does.
+
+    One collective, of as many numbers as there are norms.
     """
-    norms = []
-    for part in parts:
-        gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
-        norms.append(whole(nn.utils.get_total_norm(gradients)))
-        if largest:
-            nn.utils.clip_grads_with_norm_(part.parameters(), largest, norms[-1])
-    return norms
+    of_parts = [[p for p in part.parameters() if p.grad is not None] for part in parts]
+    together = [[p] for part in of_parts for p in part] if per == "parameter" else of_parts
+    norms = _norms(together)
+    if largest:
+        for parameters, norm in zip(together, norms, strict=True):
+            nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    if per == "part":
+        return list(norms)
+    return [of_part.square().sum().sqrt() for of_part in norms.split([len(part) for part in of_parts])]
+
+
+def _norms(together: Sequence[Sequence[nn.Parameter]]) -> Float[Tensor, " groups"]:
+    """The gradient norm of each group of parameters over all shards."""
+    shards = [[own(p.grad) for p in group if p.grad is not None] for group in together]
+    device = together[0][0].device
+    local = torch.stack([nn.utils.get_total_norm(gradients).to(device) for gradients in shards])
+    return all_sum(local.square()).sqrt() if world() > 1 else local
 
 
 @torch.no_grad()
 def update_average(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, in the masters' float32."""
+    if momentum == 1:
+        return
     average = get_ema_multi_avg_fn(momentum)
     average(list(teacher.parameters()), list(student.parameters()), 0)
+
+
+def _schedule(name: str) -> str:
+    """The field of `Rates` that a parameter's rate follows."""
+    if ".prototypes." in name:
+        return "last_layer_lr"
+    return "backbone_lr" if name.startswith("backbone.") else "lr"
 
 
 def _layer(name: str) -> int:

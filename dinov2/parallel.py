@@ -71,6 +71,11 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def own(value: Tensor) -> Tensor:
+    """This rank's shard of a tensor, or all of it where nothing is sharded."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` (this rank's GPU, else MPS, else CPU) or a torch device's name.
 

@@ -7,7 +7,7 @@ from dinov2.data.augment import AugmentConfig
 from dinov2.data.masks import MaskConfig
 from dinov2.exits import UserError
 from dinov2.models.config import SIZES, ViTConfig, vit_config
-from dinov2.optim import OptimConfig, TeacherConfig
+from dinov2.optim import UPDATES, OptimConfig, TeacherConfig
 from dinov2.ssl.networks import HeadsConfig
 from dinov2.ssl.objective import LossConfig
 
@@ -103,7 +103,8 @@ class TrainConfig:
             )
         one_of(self.precision, {"bf16", "fp32"}, "precision")
         one_of(self.teacher.targets, {"sinkhorn", "centering"}, "teacher.targets")
-        self.optim.peak_lr(self.batch)
+        one_of(self.teacher.update, UPDATES, "teacher.update")
+        self.optim.check()
         for name in ("global_size", "local_size"):
             side = getattr(self.augment, name)
             if side % self.model.patch:

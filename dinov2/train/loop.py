@@ -27,7 +27,9 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State) -> No
     """
     steps = config.length(len(source))
     device = next(state.student.parameters()).device
-    schedules = Schedules(optim=config.optim, teacher=config.teacher, steps=steps, batch=config.batch)
+    schedules = Schedules(
+        optim=config.optim, teacher=config.teacher, steps=steps, batch=config.batch, pictures=len(source)
+    )
     checkpoints = checkpoints_of(config, folder)
     metrics = Metrics(folder, state.step, tensorboard=config.tensorboard)
     knn = KnnWatch(config, device)
@@ -56,10 +58,11 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State) -> No
 
             state.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            norms = clip_gradients(state.student.parts(), config.optim.clip)
+            norms = clip_gradients(state.student.parts(), config.optim.clip, config.optim.clip_per)
 
             finite, stopping = agree(loss, norms, stop.asked)
             if finite:
+                update_average(state.teacher, state.student, rates.momentum_before)
                 state.optimizer.step()
                 update_average(state.teacher, state.student, rates.momentum)
                 state.centers = outcome.centers

@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from dinov2.checkpoint import Checkpoints
 from dinov2.exits import UserError
-from dinov2.optim import adamw
+from dinov2.optim import make_optimizer
 from dinov2.parallel import shard
 from dinov2.ssl.networks import Branch, make_branches
 from dinov2.ssl.objective import first_centers
@@ -22,7 +22,7 @@ class State:
 
     student: Branch
     teacher: Branch
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     centers: dict[str, Tensor]
     data: str  # fingerprint of the source
     step: int = 0  # steps done, skipped ones too
@@ -39,7 +39,7 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
     return State(
         student=student,
         teacher=teacher,
-        optimizer=adamw(student, config.optim),
+        optimizer=make_optimizer(student, config.optim),
         centers=first_centers(student, device),
         data=data,
     )
