@@ -70,15 +70,24 @@ class Checkpoints:
             ) from error
         return state
 
+    def drop_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps. The main process calls it."""
+        for later in self.steps():
+            if later > step:
+                self._drop(later)
+
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:08d}"
 
     def _drop_old(self) -> None:
         for step in self.steps()[: -self.keep]:
             if not (self.keep_every and step % self.keep_every == 0):
-                dead = self.folder / f"{TEMPORARY}{step:08d}"
-                os.replace(self._path(step), dead)  # a half-deleted checkpoint must not look whole
-                shutil.rmtree(dead)
+                self._drop(step)
+
+    def _drop(self, step: int) -> None:
+        dead = self.folder / f"{TEMPORARY}{step:08d}"
+        os.replace(self._path(step), dead)  # a half-deleted checkpoint must not look whole
+        shutil.rmtree(dead)
 
 
 def _quietly(operation: Any, state: dict[str, Any], path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a run writes about itself: a line a step in `metrics.jsonl`, TensorBoard events, and its versions."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -22,7 +23,7 @@ class Metrics:
         self._file = self._board = None
         if is_main():
             path = folder / "metrics.jsonl"
-            _cut(path, start)
+            cut_lines(path, start)
             self._file = open(path, "a")  # noqa: SIM115  # closed when the run ends, by __exit__
             self._board = _board(folder, start) if tensorboard else None
 
@@ -73,8 +74,8 @@ def write_versions(path: Path, **facts: Any) -> None:
     )
 
 
-def _cut(path: Path, start: int) -> None:
-    """Keep the lines up to `start`, none for a run that begins anew, and of those only whole ones."""
+def cut_lines(path: Path, start: int) -> None:
+    """Keep the lines up to step `start`, none for a run that begins anew, and of those only whole ones."""
     if not path.exists():
         return
     lines = path.read_bytes().split(b"\n")[:-1] if start else []
@@ -89,7 +90,10 @@ def _board(folder: Path, start: int) -> Any:
 
 
 def _short(value: Any) -> Any:
-    return float(f"{value:.7g}") if isinstance(value, float) else value
+    """Seven digits; null for what is not finite, for which JSON has no word."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
 def _git(*words: str) -> str | None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from dinov2.exits import UserError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -45,6 +48,14 @@ def all_max(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
 def all_gather(rows: Float[Tensor, "batch dim"]) -> Float[Tensor, "ranks*batch dim"]:
     """The rows of all ranks in rank order, equally many on each; gradients reach the rank that owns a row."""
     return rows if world() == 1 else _Gather.apply(rows)
+
+
+def all_gather_objects(value: T) -> list[T]:
+    """Any small value of each rank, in rank order. It is pickled: not for every step."""
+    values = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:

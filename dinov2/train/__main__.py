@@ -25,7 +25,8 @@ from dinov2.train.config import TrainConfig
 from dinov2.train.feed import training_source
 from dinov2.train.loop import checkpoints_of, train
 from dinov2.train.report import write_report
-from dinov2.train.state import fresh_state, resume
+from dinov2.train.rollback import Astray, Rollbacks
+from dinov2.train.state import State, fresh_state, resume
 
 
 def main(words: list[str]) -> None:
@@ -43,7 +44,9 @@ def main(words: list[str]) -> None:
 
 
 def _run(config: TrainConfig, folder: Path, source: Source, device: torch.device) -> None:
-    state = resume(fresh_state(config, source.fingerprint, device), checkpoints_of(config, folder))
+    checkpoints = checkpoints_of(config, folder)
+    state = resume(fresh_state(config, source.fingerprint, device), checkpoints)
+    rollbacks = Rollbacks(folder, state.step)
     barrier()  # the main process holds the folder now; the others would otherwise have begun without it
     if state.step >= config.length(len(source)) and (folder / "report.html").exists():
         if is_main():
@@ -52,12 +55,26 @@ def _run(config: TrainConfig, folder: Path, source: Source, device: torch.device
     if is_main():
         facts = {"fingerprint": source.fingerprint, "pictures": len(source)}
         write_versions(folder / "versions.json", data=facts)
-    train(config, folder, source, state)
+    while astray := _train(config, folder, source, state, rollbacks):
+        rollbacks.go_back(state, astray, checkpoints, limit=config.max_rollbacks)
+        del state  # before it is made anew: there may be no room for two
+        state = resume(fresh_state(config, source.fingerprint, device), checkpoints)
     teacher = whole_backbone(state.teacher)
     if is_main():
         _export(config, folder, source, state.step, teacher)
         write_report(config, folder)
         print(f"backbone: {folder / 'backbone'}\nreport:   {folder / 'report.html'}")
+
+
+def _train(
+    config: TrainConfig, folder: Path, source: Source, state: State, rollbacks: Rollbacks
+) -> Astray | None:
+    """Train to the end, or give back why that cannot be done (as a value: an exception would keep memory)."""
+    try:
+        train(config, folder, source, state, rollbacks)
+    except Astray as astray:
+        return astray.with_traceback(None)
+    return None
 
 
 def _export(

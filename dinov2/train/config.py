@@ -84,7 +84,8 @@ class TrainConfig:
     optim: OptimConfig = section(OptimConfig)
     augment: AugmentConfig = section(AugmentConfig)
     masks: MaskConfig = section(MaskConfig)
-    max_skipped: int = 20  # steps in a row that may be not finite before the run gives up
+    max_skipped: int = 20  # steps in a row that may be not finite before the run goes back to a checkpoint
+    max_rollbacks: int = runtime(3)  # times in a row that it goes back without progress before it gives up
     knn: KnnConfig = runtime(KnnConfig)
     checkpoint: CheckpointConfig = runtime(CheckpointConfig)
     device: str = runtime("auto")  # auto, cpu, cuda, cuda:1, mps

@@ -1,7 +1,7 @@
 """From the source to the device: which pictures a step sees, with which crops and masks."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,9 +78,18 @@ def training_order(config: TrainConfig, source: Source) -> SampleOrder:
 
 
 def feed(
-    config: TrainConfig, source: Source, device: torch.device, *, first: int, last: int
+    config: TrainConfig,
+    source: Source,
+    device: torch.device,
+    batch_of: Callable[[int], int],
+    *,
+    first: int,
+    last: int,
 ) -> Iterator[tuple[Views, Fed]]:
-    """The views of steps `first` to `last` (excluded), a function of the seed and the step alone."""
+    """The views of steps `first` to `last` (excluded), a function of the seed and the step alone.
+
+    `batch_of` says which batch of the order a step takes: from `first` on, one after the other.
+    """
     stream = batches(
         source,
         training_order(config, source),
@@ -89,8 +98,8 @@ def feed(
         global_batch=config.batch,
         rank=rank(),
         world=world(),
-        start_step=first,
-        stop_step=last,
+        start_step=batch_of(first),
+        stop_step=batch_of(first) + last - first,
         workers=config.workers,
         pin_memory=device.type == "cuda",
     )

@@ -13,17 +13,19 @@ from dinov2.parallel import is_main
 from dinov2.ssl.objective import objective
 from dinov2.train.config import TrainConfig
 from dinov2.train.feed import feed, step_generator
+from dinov2.train.gate import Gate, agree
 from dinov2.train.knn import KnnWatch
+from dinov2.train.rollback import Astray, Rollbacks
 from dinov2.train.state import State, save
-from dinov2.train.watch import StopSignals, agree, count, figures
+from dinov2.train.watch import StopSignals, figures
 
 
-def train(config: TrainConfig, folder: Path, source: Source, state: State) -> None:
+def train(config: TrainConfig, folder: Path, source: Source, state: State, rollbacks: Rollbacks) -> None:
     """Train from `state.step` to the end of the run, saving into `folder` on the way.
 
     Raises:
         RunAgain: a signal asked to stop; the state is saved.
-        NoProgress: too many steps in a row were not finite.
+        Astray: too many steps in a row were not finite, or the weights are not.
     """
     steps = config.length(len(source))
     device = next(state.student.parameters()).device
@@ -32,6 +34,7 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State) -> No
     )
     checkpoints = checkpoints_of(config, folder)
     metrics = Metrics(folder, state.step, tensorboard=config.tensorboard)
+    gate = Gate(folder, source, state.step, limit=config.max_skipped)
     knn = KnnWatch(config, device)
     bar = progress(total=steps, initial=state.step, what="train", unit="step", shown=is_main())
     weights = config.losses.weights()
@@ -39,7 +42,7 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State) -> No
     if state.step == 0:
         metrics.write(0, knn.of(state))
     with StopSignals(config.signals) as stop, metrics, bar:
-        for views, fed in feed(config, source, device, first=state.step, last=steps):
+        for views, fed in feed(config, source, device, rollbacks.batch, first=state.step, last=steps):
             rates = schedules.at(state.step)
             set_rates(state.optimizer, rates)
 
@@ -66,8 +69,7 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State) -> No
                 state.optimizer.step()
                 update_average(state.teacher, state.student, rates.momentum)
                 state.centers = outcome.centers
-            count(state, finite, outcome, fed, limit=config.max_skipped)
-            state.step += 1
+            gate.count(state, finite, stopping, outcome, fed)
 
             line = figures(loss, outcome, norms, rates, fed, state)
             if knn.due(state.step, steps):
@@ -76,8 +78,9 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State) -> No
             bar.update()
             bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
 
-            if state.step % config.checkpoint.every == 0 or state.step == steps or stopping:
-                save(state, checkpoints)
+            due = state.step % config.checkpoint.every == 0 or state.step == steps or stopping
+            if due and not save(state, checkpoints):
+                raise Astray("weights not finite", stopping=stopping)
             if stopping and state.step < steps:
                 stop.leave(state.step, steps)
 

@@ -67,5 +67,5 @@ def _headline(config: TrainConfig, lines: Lines) -> dict[str, str]:
 
 
 def _points(lines: Lines, key: str) -> tuple[list[int], list[float]]:
-    found = [(line["step"], line[key]) for line in lines if key in line]
+    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
     return [step for step, _ in found], [value for _, value in found]

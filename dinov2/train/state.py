@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
 
 from dinov2.checkpoint import Checkpoints
 from dinov2.exits import UserError
 from dinov2.optim import make_optimizer
-from dinov2.parallel import shard
+from dinov2.parallel import all_max, shard
 from dinov2.ssl.networks import Branch, make_branches
 from dinov2.ssl.objective import first_centers
 from dinov2.train.config import TrainConfig
@@ -45,8 +47,17 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
     )
 
 
-def save(state: State, checkpoints: Checkpoints) -> None:
-    checkpoints.save(state.step, _tree(state))
+def save(state: State, checkpoints: Checkpoints) -> bool:
+    """Save the state, unless it holds a number that is not finite: no such checkpoint is ever written.
+
+    Returns:
+        Whether all ranks found their part finite, and it was saved.
+    """
+    tree = _tree(state)
+    if not _finite(tree):
+        return False
+    checkpoints.save(state.step, tree)
+    return True
 
 
 def resume(state: State, checkpoints: Checkpoints) -> State:
@@ -74,6 +85,15 @@ def resume(state: State, checkpoints: Checkpoints) -> State:
     state.centers = tree["centers"]
     state.step, state.skipped, state.skipped_in_a_row = (tree[name] for name in COUNTS)
     return state
+
+
+def _finite(tree: dict[str, Any]) -> bool:
+    """Whether every weight, centre and moment of the optimiser is finite on every rank."""
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    bad = [~torch.isfinite(tensor).all() for tensor in local if tensor.numel()]
+    device = next(tensor.device for tensor in local)
+    return not all_max(torch.stack([flag.to(device) for flag in bad]).any().float()).item()
 
 
 COUNTS = ("step", "skipped", "skipped_in_a_row")

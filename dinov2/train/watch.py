@@ -1,7 +1,5 @@
-"""What keeps a run safe and in sight: the gate before the update, stop signals, and the figures of a step."""
+"""What keeps a run in sight and within reach: stop signals, and the figures of a step."""
 
-import logging
-import math
 import resource
 import signal
 import time
@@ -13,15 +11,14 @@ import torch
 from torch import Tensor
 
 from dinov2.config import one_of
-from dinov2.exits import NoProgress, RunAgain
+from dinov2.exits import RunAgain
 from dinov2.optim import Rates
-from dinov2.parallel import all_max, all_sum, world
+from dinov2.parallel import all_sum, world
 from dinov2.ssl.objective import Outcome
 from dinov2.train.feed import Fed
 from dinov2.train.state import State
 
 PARTS = ("backbone", "dino_head", "ibot_head")
-log = logging.getLogger(__name__)
 
 
 class StopSignals:
@@ -49,39 +46,6 @@ class StopSignals:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-
-
-def agree(loss: Tensor, norms: Sequence[Tensor], stop: bool) -> tuple[bool, bool]:
-    """Whether loss and gradients are finite on every rank, and whether any rank was asked to stop.
-
-    One collective of two numbers, so that all ranks apply or skip a step together, and save the same one.
-    """
-    finite = torch.isfinite(torch.stack([loss.detach().float(), *(norm.float() for norm in norms)])).all()
-    flags = all_max(torch.stack([~finite, torch.tensor(stop, device=loss.device)]).float())
-    bad, stopping = flags.tolist()
-    return not bad, bool(stopping)
-
-
-def count(state: State, finite: bool, outcome: Outcome, fed: Fed, *, limit: int) -> None:
-    """Keep count of steps that were not applied, name them, and give up after `limit` in a row.
-
-    Raises:
-        NoProgress: says which losses were not finite, and where.
-    """
-    if finite:
-        state.skipped_in_a_row = 0
-        return
-    state.skipped += 1
-    state.skipped_in_a_row += 1
-    bad = [name for name, loss in outcome.losses.items() if not math.isfinite(float(loss))]
-    what = ("loss " + ", ".join(bad) if bad else "gradient") + " not finite"
-    rows = ", ".join(map(str, fed.batch.rows.tolist()[:8]))
-    log.warning("step %d skipped: %s (rows %s …)", state.step, what, rows)
-    if state.skipped_in_a_row >= limit:
-        raise NoProgress(
-            f"{limit} steps in a row were not finite, last at step {state.step}: {what}; "
-            "usual causes are too high an optim.lr or damaged data"
-        )
 
 
 def figures(

@@ -13,6 +13,7 @@ from dinov2.parallel import barrier, is_main
 from dinov2.train.config import TrainConfig
 from dinov2.train.feed import training_source
 from dinov2.train.loop import train
+from dinov2.train.rollback import Rollbacks
 from dinov2.train.state import fresh_state
 from tests.pictures import class_folder
 from tests.ranks import on_ranks
@@ -33,7 +34,7 @@ def _train(data: str, output: str) -> None:
     with claim(output, config) if is_main() else nullcontext(Path(output)) as folder:
         state = fresh_state(config, source.fingerprint, torch.device("cpu"))
         barrier()
-        train(config, folder, source, state)
+        train(config, folder, source, state, Rollbacks(folder, state.step))
         barrier()
 
 
