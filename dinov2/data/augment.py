@@ -1,4 +1,8 @@
-"""Multi-crop augmentation, uint8 in and out (DINO sec. 3.1 and appendix; BYOL appendix B; DINOv2 appendix B).
+"""Multi-crop augmentation of pictures (DINO sec. 3.1 and appendix; BYOL appendix B; DINOv2 appendix B).
+
+RGB pictures of 8 bits are uint8 in and out. Pictures of other depths and channels are floats from 0 to 1 (see
+`dinov2.data.arrays`): crops, flips, brightness, contrast, blur and solarisation apply to any number of
+channels, saturation, hue and grey to three.
 
 What is done to each crop is drawn first, from a generator of the sample's own, and then carried out: the
 global random state is neither used nor changed. Resizing runs on uint8 tensors and colours on Pillow
@@ -16,13 +20,15 @@ import dinov2.vision_ops  # noqa: F401  # for what its import does: torchvision 
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from torchvision.transforms.v2 import functional as F
 
 from dinov2.config import listed, one_of
+from dinov2.data.arrays import decode_array
+from dinov2.data.decode import decode
 from dinov2.exits import UserError
 
 # Probabilities of blurring global crop 1, global crop 2 and a local crop. The published code inverts the
@@ -30,6 +36,9 @@ from dinov2.exits import UserError
 BLUR = {"as_intended": (1.0, 0.1, 0.5), "as_released": (0.0, 0.9, 0.5)}
 SOLARISE_FROM = 128
 ASPECT = (3 / 4, 4 / 3)  # width / height of a crop's box
+Pixels = Shaped[Tensor, "channels height width"]  # uint8, or float32 from 0 to 1
+Crops = Shaped[Tensor, "crops channels height width"]
+
 ATTEMPTS = 10  # boxes that do not fit into the picture before the middle of it is taken
 
 
@@ -50,8 +59,9 @@ class AugmentConfig:
     blur_kernel: int = 9  # pixels, odd
     blur_sigma: list[float] = listed(0.1, 2.0)
     solarise_p: float = 0.2  # of the second global crop
-    mean: list[float] = listed(0.485, 0.456, 0.406)  # of the pixels in [0, 1], per channel
+    mean: list[float] = listed(0.485, 0.456, 0.406)  # of the pixels in [0, 1]; one for each channel
     std: list[float] = listed(0.229, 0.224, 0.225)
+    value_range: list[float] = listed()  # values that become 0 and 1, as 0 and 65535; empty: RGB of 8 bits
     scaled_decode: bool = True  # read a large JPEG at 1/2, 1/4 or 1/8 where no crop is enlarged by that
 
     def __post_init__(self) -> None:
@@ -69,6 +79,15 @@ class AugmentConfig:
             raise UserError(f"blur_kernel={self.blur_kernel} should be odd and less than twice the crop size")
         if self.local_crops < 0 or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise UserError("local_crops should be 0 or more, mean and std of equal length, std above 0")
+        if self.value_range and not (
+            len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]
+        ):
+            raise UserError(f"value_range={self.value_range} should be two numbers, the lower first")
+
+    @property
+    def deep(self) -> bool:
+        """Whether pictures are read with all their bits, as floats, and not as RGB of 8 bits."""
+        return len(self.mean) != 3 or bool(self.value_range)
 
 
 class CropKind(NamedTuple):
@@ -111,12 +130,20 @@ class MultiCrop:
         kinds = self.global_kinds + self.local_kinds
         return math.ceil(max(kind.size / math.sqrt(kind.scale[0] * ASPECT[0]) for kind in kinds))
 
-    def __call__(
-        self, image: Image.Image, seed: int
-    ) -> tuple[UInt8[Tensor, "2 channels height width"], UInt8[Tensor, "local channels height width"]]:
-        """Crops of an RGB picture; runs in the calling thread and leaves the global random state alone."""
+    def open(self, data: bytes) -> Image.Image | Pixels:
+        """A file's bytes as a picture to crop from: RGB of 8 bits, or floats where `AugmentConfig.deep`.
+
+        Raises:
+            Unreadable: it is no picture, or one of another number of channels.
+        """
+        if self.config.deep:
+            return torch.from_numpy(decode_array(data, len(self.config.mean), self.config.value_range))
+        return decode(data, at_least=self.short_side)
+
+    def __call__(self, picture: Image.Image | Pixels, seed: int) -> tuple[Crops, Crops]:
+        """The global and the local crops; runs in the calling thread and leaves the random state alone."""
         random = Random(seed)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        pixels = picture if isinstance(picture, Tensor) else as_pixels(picture)
         return (
             self._crops(pixels, self.global_kinds, self.config.global_size, random),
             self._crops(pixels, self.local_kinds, self.config.local_size, random),
@@ -124,14 +151,14 @@ class MultiCrop:
 
     def _crops(
         self,
-        pixels: UInt8[Tensor, "channels height width"],
+        pixels: Pixels,
         kinds: Sequence[CropKind],
         size: int,
         random: Random,
-    ) -> UInt8[Tensor, "crops channels size size"]:
+    ) -> Crops:
         _, height, width = pixels.shape
         plans = [draw_plan(self.config, kind, height, width, random) for kind in kinds]
-        crops = torch.empty(len(kinds), len(pixels), size, size, dtype=torch.uint8)
+        crops = torch.empty(len(kinds), len(pixels), size, size, dtype=pixels.dtype)
         for crop, plan in zip(crops, plans, strict=True):
             crop.copy_(cut(pixels, plan, size))
         if blurred := [index for index, plan in enumerate(plans) if plan.sigma is not None]:
@@ -139,8 +166,14 @@ class MultiCrop:
             crops[blurred] = blur(crops[blurred], sigmas, self.config.blur_kernel)
         for crop, plan in zip(crops, plans, strict=True):
             if plan.solarise:
-                crop.copy_(F.solarize(crop, SOLARISE_FROM))
+                crop.copy_(
+                    F.solarize(crop, SOLARISE_FROM if crop.dtype == torch.uint8 else SOLARISE_FROM / 255)
+                )
         return crops
+
+
+def as_pixels(image: Image.Image) -> UInt8[Tensor, "channels height width"]:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def draw_plan(config: AugmentConfig, kind: CropKind, height: int, width: int, random: Random) -> CropPlan:
@@ -199,9 +232,7 @@ COLOURS: tuple[Callable[[Any, float], Any], ...] = (
 )
 
 
-def cut(
-    pixels: UInt8[Tensor, "channels height width"], plan: CropPlan, size: int
-) -> UInt8[Tensor, "channels size size"]:
+def cut(pixels: Pixels, plan: CropPlan, size: int) -> Pixels:
     """Cuts, resizes (bicubic, antialiased), flips and colours one crop; channels are last in memory."""
     top, left, height, width = plan.box
     box = pixels[None, :, top : top + height, left : left + width]
@@ -212,6 +243,8 @@ def cut(
     crop = interpolate(box, size=(size, size), mode="bicubic", antialias=True)[0]
     if plan.flip:
         crop = F.horizontal_flip(crop)
+    if crop.dtype != torch.uint8:
+        return _coloured(crop.clamp_(0, 1), plan)  # bicubic weights can be negative
     if not plan.colours and not plan.grey:
         return crop
     image: Any = Image.fromarray(crop.permute(1, 2, 0).numpy())  # Any: F takes Pillow's pictures, untyped
@@ -222,9 +255,22 @@ def cut(
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def blur(
-    crops: UInt8[Tensor, "crops channels height width"], sigmas: Sequence[float], kernel: int
-) -> UInt8[Tensor, "crops channels height width"]:
+def _coloured(
+    crop: Float[Tensor, "channels height width"], plan: CropPlan
+) -> Float[Tensor, "channels height width"]:
+    """The same changes on floats; of other than three channels only those of light."""
+    for index, amount in plan.colours:
+        if index == 0:
+            crop = (crop * amount).clamp_(0, 1)
+        elif index == 1:
+            grey = F.rgb_to_grayscale(crop) if len(crop) == 3 else crop
+            crop = (grey.mean() + (crop - grey.mean()) * amount).clamp_(0, 1)
+        elif len(crop) == 3:
+            crop = (F.adjust_saturation, F.adjust_hue)[index - 2](crop, amount)
+    return F.rgb_to_grayscale(crop, num_output_channels=3) if plan.grey and len(crop) == 3 else crop
+
+
+def blur(crops: Crops, sigmas: Sequence[float], kernel: int) -> Crops:
     """Gaussian blur, every crop with its own sigma in pixels; equals torchvision's within one level.
 
     Only additions and multiplications of whole tensors: several times faster than a convolution for these
@@ -235,7 +281,8 @@ def blur(
     weights = torch.exp(-(distances**2) / 2)
     weights = (weights / weights.sum(dim=1, keepdim=True))[:, :, None, None, None]
     padded = pad(crops.float(), (reach, reach, reach, reach), mode="reflect")
-    return _slide(_slide(padded, weights, dim=2), weights, dim=3).round_().to(torch.uint8)
+    blurred = _slide(_slide(padded, weights, dim=2), weights, dim=3)
+    return blurred.round_().to(torch.uint8) if crops.dtype == torch.uint8 else blurred.clamp_(0, 1)
 
 
 def _slide(
@@ -252,12 +299,16 @@ def _slide(
 
 
 def normalise(
-    crops: UInt8[Tensor, "crops channels height width"],
+    crops: Crops,
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "crops channels height width"]:
-    """(crops / 255 - mean) / std on the crops' device, computed in float32 and returned as `dtype`."""
+    """(crops / 255 - mean) / std on the crops' device, computed in float32 and returned as `dtype`.
+
+    Floats lie between 0 and 1 already.
+    """
     middle = torch.tensor(mean, device=crops.device)[:, None, None]
     spread = torch.tensor(std, device=crops.device)[:, None, None]
-    return crops.float().mul_(1 / (255 * spread)).sub_(middle / spread).to(dtype)
+    most = 255 if crops.dtype == torch.uint8 else 1
+    return crops.to(torch.float32, copy=True).mul_(1 / (most * spread)).sub_(middle / spread).to(dtype)

@@ -65,9 +65,17 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = 
     except Unreadable:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly anything: SyntaxError, struct.error
-        raise Unreadable(_reason(data, error)) from error
+        raise Unreadable(reason_of(data, error)) from error
     picture.info = {}  # what it said, the orientation above all, holds no longer
     return picture
+
+
+def opened(data: bytes) -> Image.Image:
+    """The picture as it is stored, in its own mode, loaded. Raises whatever Pillow does."""
+    _quieten()
+    image = Image.open(io.BytesIO(data), formats=_formats())
+    image.load()
+    return image
 
 
 @cache
@@ -138,7 +146,8 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _reason(data: bytes, error: Exception) -> str:
+def reason_of(data: bytes, error: Exception) -> str:
+    """What is wrong with these bytes, in one line."""
     if not data:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):

@@ -35,6 +35,7 @@ ROWS = pa.schema(
         "consent": CODED,
     }
 )
+ARRAYS = ("npy",)  # pictures only where a folder has no others: many a folder has arrays beside its pictures
 REMOTE_AT_ONCE = 8
 WORTH_A_BAR = 64  # tars to index
 
@@ -63,8 +64,9 @@ def _folder(spec: Spec, place: str, cache: Cache) -> pa.Table:
         return _manifest(manifest)
     found = walk(place)
     if not len(found.uri):
-        tars = sorted(glob.glob(glob.escape(place) + "/*.tar"))
-        return _tars(spec, tars, f"{place.rstrip('/')}/*.tar", cache)
+        if tars := sorted(glob.glob(glob.escape(place) + "/*.tar")):
+            return _tars(spec, tars, f"{place.rstrip('/')}/*.tar", cache)
+        found = walk(place, ARRAYS)
     split, label = layout(found.uri, _root_split(place))
     return _table(spec, found.uri, label=label, split=split, path=os.path.abspath(place), size=found.size)
 
@@ -77,7 +79,7 @@ def _file(spec: Spec, place: str, cache: Cache) -> pa.Table:
         return _manifest(Path(place))
     if base.endswith(LISTS):
         return _list(spec, Path(place))
-    if base.rpartition(".")[2] in picture_extensions():
+    if base.rpartition(".")[2] in picture_extensions().union(ARRAYS):
         return _pictures(spec, [place], os.path.dirname(place))
     raise UserError(
         f"{place} is no source: name a folder, tar, manifest, picture, or {', '.join(LISTS)} list"
@@ -88,7 +90,8 @@ def _pattern(spec: Spec, pattern: str, cache: Cache) -> pa.Table:
     found = [path for one in expand_braces(pattern) for path in _matches(one)]
     if all(path.endswith(".tar") for path in found):
         return _tars(spec, found, pattern, cache)
-    pictures = [path for path in found if path.rpartition(".")[2].lower() in picture_extensions()]
+    extensions = picture_extensions().union(ARRAYS)
+    pictures = [path for path in found if path.rpartition(".")[2].lower() in extensions]
     if spec.inner or not pictures:
         raise UserError(f"{pattern} matches no tar and no picture")
     return _pictures(spec, sorted(pictures), fixed_folder(pattern))

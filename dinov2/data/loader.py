@@ -16,12 +16,12 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dinov2.data.augment import MultiCrop
-from dinov2.data.decode import Unreadable, decode
+from dinov2.data.augment import Crops, MultiCrop
+from dinov2.data.decode import Unreadable
 from dinov2.data.order import SampleOrder, derive_seed
 from dinov2.data.sources import Source
 from dinov2.exits import UserError
@@ -38,8 +38,8 @@ class Batch:
     Crops are ordered by crop first: all first global crops, then all second ones; likewise the local ones.
     """
 
-    global_crops: UInt8[Tensor, "2*batch channels height width"]
-    local_crops: UInt8[Tensor, "local*batch channels height width"]
+    global_crops: Crops  # 2 * batch
+    local_crops: Crops  # local crops * batch
     positions: Int64[Tensor, "batch"]  # in the order of data
     rows: Int64[Tensor, "batch"]  # of the source
     replaced: list[tuple[str, str]]  # id of a picture that could not be read, and why
@@ -221,12 +221,12 @@ class _Steps(Dataset[Batch | UserError]):
         row = self.order.sample(position)
         for attempt in range(REPLACEMENTS + 1):
             try:
-                image = decode(self.source.read(row), at_least=self.crop.short_side)
+                picture = self.crop.open(self.source.read(row))
             except Unreadable as reason:
                 replaced.append((self.source.table["id"][row].as_py(), str(reason)))
                 row = self.order.replacement(position, attempt)
             else:
-                return row, *self.crop(image, derive_seed("augment", self.seed, position))
+                return row, *self.crop(picture, derive_seed("augment", self.seed, position))
         picture, reason = replaced[-1]
         raise UserError(
             f"{REPLACEMENTS + 1} pictures in a row could not be read, the last of them {picture}: {reason}; "

@@ -130,7 +130,7 @@ def open_source(
 
     Args:
         spec: one of, or several joined by commas, each optionally called NAME by writing NAME=…:
-            - a folder tree of pictures, a picture, or a folder of tars;
+            - a folder tree of pictures, a picture, or a folder of tars, or of .npy arrays alone;
             - a tar, tars by a glob or a brace range (`pool-{000..127}.tar`), or a folder inside them
               (`pool.tar/train`): WebDataset tars of anybody, or plain ones of folder trees;
             - a manifest, or a folder that curation wrote (its ids and source names are kept);

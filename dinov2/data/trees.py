@@ -1,7 +1,7 @@
 """Folder trees of pictures: the walk, and what the folders' names say."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -23,14 +23,16 @@ class Found(NamedTuple):
     size: pa.ChunkedArray
 
 
-def walk(root: str) -> Found:
-    """Find the pictures under `root`, by extension. Symbolic links are followed, hidden names are not.
+def walk(root: str, extensions: Collection[str] | None = None) -> Found:
+    """Find the files with these extensions under `root`, by default those of pictures.
+
+    Symbolic links are followed, hidden names are not.
 
     Raises:
         UserError: a folder cannot be listed.
     """
     uris, sizes, names, lengths = [], [], [], []
-    for name, length in _files(root):
+    for name, length in _files(root, extensions or picture_extensions()):
         names.append(name)
         lengths.append(length)
         if len(names) == CHUNK:
@@ -67,8 +69,7 @@ def known_splits(words: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(names, pa.string()).take(coded.indices)])
 
 
-def _files(root: str) -> Iterator[tuple[str, int | None]]:
-    extensions = picture_extensions()
+def _files(root: str, extensions: Collection[str]) -> Iterator[tuple[str, int | None]]:
     found = os.stat(root)
     pending = [("", frozenset({(found.st_dev, found.st_ino)}))]
     while pending:
