@@ -135,8 +135,8 @@ def test_every_channel_goes_through_the_same_changes_of_place_and_light(channels
             alone = one(one.open(npy(DEEP[..., channel])), seed)
             for together, single in zip(crops, alone, strict=True):
                 assert torch.allclose(together[:, channel], single[:, 0], atol=1e-6)
-    assert len(torch.unique(crops[0])) > 2000  # more than 8 bits hold
-    assert float(crops[0].min()) >= 0 and float(crops[0].max()) <= 1
+        assert len(torch.unique(crops[0])) > 1500  # more than 8 bits hold
+        assert float(crops[0].min()) >= 0 and float(crops[0].max()) <= 1
 
 
 def test_contrast_moves_all_channels_away_from_or_towards_their_common_mean():
