@@ -4,7 +4,7 @@ On one process each is the identity and needs no process group. None changes its
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -63,18 +63,23 @@ def barrier() -> None:
         dist.barrier()
 
 
-def shard(module: nn.Module, blocks: Iterable[nn.Module]) -> None:
+def shard(
+    module: nn.Module, blocks: Iterable[nn.Module], device: torch.device, prepare: Callable[[nn.Module], None]
+) -> None:
     """Split parameters, gradients and optimiser state over the ranks (FSDP2): each block, and what is left.
 
-    `module` must be entered by calling it. Only reshards after the forward, so that between steps every
+    `module` must be entered by calling it. Always reshards after the forward, so that between steps every
     parameter is a shard in its own type, the teacher's too, whose forward no backward follows.
+
+    Args:
+        prepare: brings a part to `device` just before it is split, so that no rank holds more than one part
+            whole. It meets what was split before as well, and leaves that alone.
     """
-    if world() == 1:
-        return
-    mesh = init_device_mesh(next(module.parameters()).device.type, (world(),))
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    mesh = init_device_mesh(device.type, (world(),)) if world() > 1 else None
+    for part in (*blocks, module):
+        prepare(part)
+        if mesh is not None:
+            fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
 def whole(value: Tensor) -> Tensor:

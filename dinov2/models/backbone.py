@@ -63,6 +63,10 @@ class Backbone(nn.Module):
             norm: apply the final norm to each.
         """
 
+    def layers(self) -> list[nn.Module]:
+        """The parts that are sharded, computed again and compiled one by one, each entered by calling it."""
+        return []
+
     @abstractmethod
     def architecture(self) -> dict[str, Any]:
         """What `config.json` holds, from which `load_backbone` builds the same module."""

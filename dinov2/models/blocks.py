@@ -81,6 +81,9 @@ class LayerScale(nn.Module):
         self.value = value
         self.gamma = nn.Parameter(torch.full((dim,), value))
 
+    def init_own(self, generator: torch.Generator | None = None) -> None:
+        nn.init.constant_(self.gamma, self.value)
+
     def forward(self, x: Tokens) -> Tokens:
         return x * self.gamma
 

@@ -1,7 +1,7 @@
-"""What a vision transformer is made of, and the named sizes."""
+"""What a backbone is made of: our vision transformer with its named sizes, or a model of timm's."""
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 from dinov2.exits import UserError
 
@@ -55,6 +55,24 @@ class ViTConfig:
         if self.ffn == "mlp":
             return round(self.dim * self.ffn_ratio)
         return -(-int(round(self.dim * self.ffn_ratio) * 2 / 3) // 8) * 8
+
+    def still(self) -> Self:
+        """The same network without what is drawn in training: a teacher's."""
+        return replace(self, drop_path=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmConfig:
+    """A model of timm's, by timm's name."""
+
+    name: str
+    channels: int = 3
+    image_size: int = 0  # pixels along a side that it is trained at; 0: what timm says
+    drop_path: float = 0.0
+
+    def still(self) -> Self:
+        """The same network without what is drawn in training: a teacher's."""
+        return replace(self, drop_path=0.0)
 
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dinov2.models.initial import init_own
+
 
 class DINOHead(nn.Module):
     """MLP with GELU, L2 normalisation, bias-free weight-normalised linear layer (DINO sec. 3.1, app. C).
@@ -24,11 +26,13 @@ class DINOHead(nn.Module):
         layers: int = 3,
         norm_last: bool = True,
         batch_norm: bool = False,
+        weight_norm: bool = True,
     ) -> None:
         """Args:
         layers: linear layers of the MLP, at least 1.
         norm_last: prototypes have unit length. False gives each a learned length (DINO for ViT-S).
         batch_norm: batch norm before each GELU (DINO's ablation).
+        weight_norm: False makes the last layer a plain linear one (DINOv3).
         """
         super().__init__()
         widths = [in_dim, *[hidden] * (layers - 1), bottleneck]
@@ -36,23 +40,16 @@ class DINOHead(nn.Module):
         for before, after in pairwise(widths):
             modules += [nn.Linear(before, after), *([nn.BatchNorm1d(after)] if batch_norm else []), nn.GELU()]
         self.mlp = nn.Sequential(*modules[: -2 if batch_norm else -1])
-        self.prototypes = Prototypes(bottleneck, prototypes, learned_length=not norm_last)
+        lengths = ("unit" if norm_last else "learned") if weight_norm else "free"
+        self.prototypes = Prototypes(bottleneck, prototypes, lengths)
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Truncated normals of 0.02 (prototypes too; only their direction counts), biases 0, lengths 1."""
-        if self.prototypes.weight.is_meta:
-            return
-        for module in self.mlp:
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm1d):
-                module.reset_parameters()
-        nn.init.trunc_normal_(self.prototypes.weight, std=0.02, generator=generator)
-        if self.prototypes.length is not None:
-            nn.init.ones_(self.prototypes.length)
+        """Truncated normals of 0.02, biases 0; see `Prototypes` for the last layer."""
+        if not self.prototypes.weight.is_meta:
+            for module in self.modules():
+                init_own(module, generator)
 
     def bottleneck(self, x: Float[Tensor, "tokens in_dim"]) -> Float[Tensor, "tokens bottleneck"]:
         """L2-normalised, in the type that the MLP computes in."""
@@ -63,15 +60,26 @@ class DINOHead(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """A bias-free linear layer with rows of unit length, or of learned lengths."""
+    """A bias-free linear layer. Its rows have unit length (DINO), learned lengths, or are free (DINOv3)."""
 
-    def __init__(self, dim: int, count: int, learned_length: bool = False) -> None:
+    def __init__(self, dim: int, count: int, lengths: str = "unit") -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(count, dim))
-        self.length = nn.Parameter(torch.empty(count)) if learned_length else None
+        self.length = nn.Parameter(torch.empty(count)) if lengths == "learned" else None
+        self.free = lengths == "free"
+
+    def init_own(self, generator: torch.Generator | None = None) -> None:
+        """Rows of length one; free ones too (ours: the paper says nothing), so that all kinds start alike."""
+        nn.init.trunc_normal_(self.weight, std=0.02, generator=generator)
+        if self.free:
+            self.weight.copy_(unit_rows(self.weight))
+        if self.length is not None:
+            nn.init.ones_(self.length)
 
     def directions(self) -> Float[Tensor, "prototypes dim"]:
         """The effective weights."""
+        if self.free:
+            return self.weight
         rows = unit_rows(self.weight)
         return rows if self.length is None else rows * self.length[:, None]
 

@@ -15,7 +15,7 @@ from torch import nn
 from dinov2.exits import UserError
 from dinov2.files import read_json
 from dinov2.models.backbone import Backbone
-from dinov2.models.config import ViTConfig, vit_config
+from dinov2.models.config import TimmConfig, ViTConfig, vit_config
 from dinov2.models.published import Weights, position_convention, to_published, unwrapped
 from dinov2.models.vit import VisionTransformer
 
@@ -82,7 +82,7 @@ def _from_folder(folder: Path, options: dict[str, str]) -> Backbone:
     if version != FORMAT_VERSION:
         raise UserError(f"{folder} has format version {version}, this program reads {FORMAT_VERSION}")
     try:
-        backbone = _described(dict(config["architecture"]))
+        backbone = from_architecture(config["architecture"])
         backbone.normalisation = tuple(config["normalisation"]["mean"]), tuple(config["normalisation"]["std"])
         backbone.image_size = config["image_size"]
     except (KeyError, TypeError, ValueError) as error:
@@ -91,12 +91,23 @@ def _from_folder(folder: Path, options: dict[str, str]) -> Backbone:
     return backbone
 
 
-def _described(architecture: dict[str, Any]) -> Backbone:
+def from_architecture(architecture: Mapping[str, Any]) -> Backbone:
     """The module that `Backbone.architecture` describes, its weights not yet filled in."""
-    if architecture.pop("kind") == "timm":
-        return _from_timm(architecture["name"], {})
-    with torch.device("meta"):
-        return VisionTransformer(ViTConfig(**architecture))
+    fields = dict(architecture)
+    kind = fields.pop("kind")
+    return make_backbone(TimmConfig(**fields) if kind == "timm" else ViTConfig(**fields))
+
+
+def make_backbone(config: ViTConfig | TimmConfig, seed: int = 0) -> Backbone:
+    """A fresh backbone: our ViT on the meta device, a model of timm's with its initial weights on the CPU."""
+    if isinstance(config, ViTConfig):
+        with torch.device("meta"):
+            return VisionTransformer(config)
+    from dinov2.models.timm_backbone import TimmBackbone
+
+    backbone = TimmBackbone(config.name, seed=seed, channels=config.channels, drop_path=config.drop_path)
+    backbone.image_size = config.image_size or backbone.image_size
+    return backbone
 
 
 def _from_file(path: Path, options: dict[str, str]) -> Backbone:

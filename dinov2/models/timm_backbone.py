@@ -8,10 +8,12 @@ import dinov2.vision_ops  # noqa: F401  # for what its import does: timm imports
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinov2.exits import UserError
 from dinov2.models.backbone import Backbone, Features, Images, Masks
+
+DEFAULTS = {"in_chans": 3, "drop_path_rate": 0.0}
 
 
 class TimmBackbone(Backbone):
@@ -21,15 +23,24 @@ class TimmBackbone(Backbone):
     patch tokens are its last feature map. Masks need a mask token, which timm's models do not have.
     """
 
-    def __init__(self, name: str, pretrained: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool = False,
+        seed: int = 0,
+        channels: int = 3,
+        drop_path: float = 0.0,
+    ) -> None:
         """Args:
         name: as timm knows it, with or without the tag of its weights.
         pretrained: download the weights (needs a network, or timm's cache).
         seed: of the initial weights, where they are not downloaded.
+        channels: of the images.
+        drop_path: rate of timm's stochastic depth, which masks and saves no time.
         """
         super().__init__()
-        self.name = name
-        self.model = _create(name, pretrained, seed)
+        self.name, self.channels = name, channels
+        self.model = _create(name, pretrained, seed, {"in_chans": channels, "drop_path_rate": drop_path})
         self.embed_dim = int(getattr(self.model, "head_hidden_size", self.model.num_features))
         self.patch_size = int(self.model.feature_info[-1]["reduction"])
         self.image_size = int(self.model.pretrained_cfg["input_size"][-1])
@@ -45,10 +56,17 @@ class TimmBackbone(Backbone):
         masks: Sequence[Masks | None] | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Features]:
-        """One forward for each size of crops. timm's own stochastic depth does not draw from `generator`."""
+        """One forward for each size of crops. timm's stochastic depth draws by `generator`'s seed."""
         if masks is not None and any(mask is not None for mask in masks):
             raise UserError(f"timm:{self.name} has no mask token: switch the patch loss off")
-        return [self._features(images) for images in crops]
+        for images in crops:
+            self._check(images)
+        if not self.training or generator is None:
+            return [self._features(images) for images in crops]
+        device = crops[0].device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(generator.initial_seed())
+            return [self._features(images) for images in crops]
 
     def get_intermediate_layers(
         self,
@@ -67,8 +85,19 @@ class TimmBackbone(Backbone):
             layers.append((patches, cls) if return_class_token else patches)
         return tuple(layers)
 
+    def layers(self) -> list[nn.Module]:
+        """A transformer's blocks; other networks are one part."""
+        blocks = getattr(self.model, "blocks", None)
+        return list(blocks) if self.prefix and isinstance(blocks, nn.ModuleList | nn.Sequential) else []
+
     def architecture(self) -> dict[str, Any]:
-        return {"kind": "timm", "name": self.name}
+        return {"kind": "timm", "name": self.name, "channels": self.channels}
+
+    def _check(self, images: Images) -> None:
+        height, width = images.shape[-2:]
+        if self.prefix and (height % self.patch_size or width % self.patch_size):
+            wanted = f"sides that are multiples of {self.patch_size}"
+            raise UserError(f"timm:{self.name} takes {wanted}, not {height} x {width}")
 
     def _features(self, images: Images) -> Features:
         final, [(last, prefix)] = self._intermediates(images, 1, norm=False)
@@ -99,7 +128,7 @@ class TimmBackbone(Backbone):
         return final, [(features, features.new_empty(len(x), 0, features.shape[1])) for features in maps]
 
 
-def _create(name: str, pretrained: bool, seed: int) -> Any:
+def _create(name: str, pretrained: bool, seed: int, options: dict[str, Any]) -> Any:
     if not timm.is_model(name):
         near = get_close_matches(name.split(".")[0], timm.list_models(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names all"
@@ -107,18 +136,25 @@ def _create(name: str, pretrained: bool, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return _create_for_any_size(name, pretrained)
+            return _create_for_any_size(name, pretrained, options)
         except (OSError, RuntimeError) as error:
             if not pretrained:
                 raise
             raise UserError(f"the weights of timm:{name} could not be had ({_first_line(error)})") from error
 
 
-def _create_for_any_size(name: str, pretrained: bool) -> Any:
+def _create_for_any_size(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    # what is at its default is left to timm, since some models do not know the option
+    given: dict[str, Any] = {key: value for key, value in options.items() if value != DEFAULTS[key]}
+    given["num_classes"] = 0
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
-    except TypeError:  # only vision transformers know the option; others take any size, or their own
-        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+        return timm.create_model(name, pretrained=pretrained, dynamic_img_size=True, **given)
+    except TypeError:  # only vision transformers know that option; others take any size, or their own
+        pass
+    try:
+        return timm.create_model(name, pretrained=pretrained, **given)
+    except TypeError as error:
+        raise UserError(f"timm:{name} cannot be made with {given}: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from dinov2.models.attention import Groups, choose_backend
 from dinov2.models.backbone import Backbone, Features, Images, Masks
-from dinov2.models.blocks import Block, Keep, LayerScale, Tokens, draw_depth
+from dinov2.models.blocks import Block, Keep, Tokens, draw_depth
 from dinov2.models.config import ViTConfig
+from dinov2.models.initial import init_own
 from dinov2.models.positions import resized_positions
 
 
@@ -80,17 +81,12 @@ class VisionTransformer(Backbone):
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Truncated normals of 0.02; normals of 1e-6 for registers and CLS; biases and the mask token 0."""
-        if self.cls_token.is_meta:
-            return
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, LayerScale):
-                nn.init.constant_(module.gamma, module.value)
+        if not self.cls_token.is_meta:
+            for module in self.modules():
+                init_own(module, generator)
+
+    def init_own(self, generator: torch.Generator | None = None) -> None:
+        """Tokens and positions alone."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
         nn.init.normal_(self.cls_token, std=1e-6, generator=generator)
         if self.register_tokens is not None:
@@ -139,6 +135,9 @@ class VisionTransformer(Backbone):
         q, k, _ = last.attn.qkv(last.norm1(packed)).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         q, k = (part.unflatten(0, groups[0]).transpose(1, 2) for part in (q, k))
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)
+
+    def layers(self) -> list[nn.Module]:
+        return list(self.blocks)
 
     def architecture(self) -> dict[str, Any]:
         return {"kind": "vit", **asdict(self.config)}

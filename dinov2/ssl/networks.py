@@ -1,17 +1,21 @@
 """The two networks: a backbone with its heads, once as student and once as teacher."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dinov2.config import section
-from dinov2.models.config import ViTConfig
+from dinov2.data.order import derive_seed
+from dinov2.models.backbone import Backbone
+from dinov2.models.config import TimmConfig, ViTConfig
 from dinov2.models.heads import DINOHead
-from dinov2.models.vit import VisionTransformer
-from dinov2.parallel import whole, world
+from dinov2.models.initial import materialise
+from dinov2.models.load import from_architecture, make_backbone
+from dinov2.parallel import shard, whole, world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,8 @@ class HeadConfig:
     prototypes: int = 65536  # K, rows of the last, weight-normalised layer
     layers: int = 3  # of the MLP
     norm_last: bool = True  # whether the last layer's rows have length one (DINO: not for ViT-S)
+    weight_norm: bool = True  # false: the last layer is a plain linear one (DINOv3)
+    batch_norm: bool = False  # in the MLP, before each GELU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +53,11 @@ class Branch(nn.Module):
     """A backbone with its heads.
 
     Args:
-        backbone: the ViT; stochastic depth is its own matter.
+        backbone: any; stochastic depth is its own matter. Only our ViT has the mask token of the patch loss.
         heads: sizes of the heads. `ibot_head` is None where both share one.
     """
 
-    def __init__(self, backbone: VisionTransformer, heads: HeadsConfig) -> None:
+    def __init__(self, backbone: Backbone, heads: HeadsConfig) -> None:
         super().__init__()
         self.backbone = backbone
         self.dino_head = _head(backbone.embed_dim, heads.dino)
@@ -64,7 +70,7 @@ class Branch(nn.Module):
     def forward(
         self,
         crops: Sequence[Float[Tensor, "_ channels height width"]],
-        masked: Int[Tensor, " masked"],
+        masked: Int[Tensor, " masked"] | None = None,
         masks: Bool[Tensor, "globals patches"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Scores:
@@ -72,7 +78,7 @@ class Branch(nn.Module):
 
         Args:
             crops: global crops first, then, for a student, local ones.
-            masked: positions of masked patches among all patches of the global crops.
+            masked: positions of masked patches among all patches of the global crops; None: no patch loss.
             masks: patches of the global crops that the mask token replaces; None for a teacher, who sees all.
             generator: draws stochastic depth.
         """
@@ -80,29 +86,53 @@ class Branch(nn.Module):
             list(crops), [masks, *[None] * (len(crops) - 1)], generator=generator
         )
         cls = torch.cat([group["x_norm_clstoken"] for group in features])
+        scores = self.dino_head(cls)
+        if masked is None:
+            return Scores(cls=cls, dino=scores, ibot=scores[:0])
         patches = features[0]["x_norm_patchtokens"].flatten(0, 1)[masked]
-        return Scores(cls=cls, dino=self.dino_head(cls), ibot=(self.ibot_head or self.dino_head)(patches))
+        return Scores(cls=cls, dino=scores, ibot=(self.ibot_head or self.dino_head)(patches))
 
 
-def whole_backbone(branch: Branch) -> VisionTransformer:
+def whole_backbone(branch: Branch) -> Backbone:
     """The backbone with all of its weights here, whatever shards the ranks hold. All ranks call it."""
     if world() == 1:
         return branch.backbone
     weights = {name: whole(tensor) for name, tensor in branch.backbone.state_dict().items()}
-    with torch.device("meta"):
-        backbone = VisionTransformer(branch.backbone.config)
+    backbone = from_architecture(branch.backbone.architecture())
+    backbone.image_size, backbone.normalisation = branch.backbone.image_size, branch.backbone.normalisation
     backbone.load_state_dict(weights, assign=True)
     return backbone.eval().requires_grad_(False)
 
 
-def make_branches(vit: ViTConfig, heads: HeadsConfig, seed: int) -> tuple[Branch, Branch]:
-    """Student, and a teacher that starts equal, without stochastic depth and gradients; by the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = Branch(VisionTransformer(vit), heads)
-        teacher = Branch(VisionTransformer(replace(vit, drop_path=0.0)), heads)
-    teacher.load_state_dict(student.state_dict())
-    return student, teacher.requires_grad_(False).eval()
+def make_branches(
+    config: ViTConfig | TimmConfig, heads: HeadsConfig, seed: int, device: torch.device
+) -> tuple[Branch, Branch]:
+    """Student, and a teacher that starts equal, without stochastic depth and gradients; by the seed alone.
+
+    The teacher stays in training mode, in which batch norms see the batch, as in DINO; nothing else in it
+    tells training from evaluation.
+    """
+    student = make_branch(config, heads, seed, device)
+    return student, make_branch(config.still(), heads, seed, device).requires_grad_(False)
+
+
+def make_branch(
+    config: ViTConfig | TimmConfig, heads: HeadsConfig, seed: int, device: torch.device
+) -> Branch:
+    """A network on `device`, split over the ranks; its initial weights are a function of the seed.
+
+    Our ViT and the heads come into being block by block, so that no rank ever holds more than its share and
+    one block. Each rank draws all of a block's numbers and keeps its share: they are the same on any number
+    of ranks. A model of timm's is built whole on every rank first.
+    """
+    backbone = make_backbone(config, seed=seed)
+    with torch.device("meta"):
+        branch = Branch(backbone, heads)
+    if device.type == "cuda" and world() > 1:  # torch has no synchronised batch norm for the CPU
+        nn.SyncBatchNorm.convert_sync_batchnorm(branch)
+    generator = torch.Generator().manual_seed(derive_seed("weights", seed))
+    shard(branch, branch.backbone.layers(), device, partial(materialise, device=device, generator=generator))
+    return branch
 
 
 def _head(dim: int, config: HeadConfig) -> DINOHead:
@@ -113,4 +143,6 @@ def _head(dim: int, config: HeadConfig) -> DINOHead:
         prototypes=config.prototypes,
         layers=config.layers,
         norm_last=config.norm_last,
+        batch_norm=config.batch_norm,
+        weight_norm=config.weight_norm,
     )

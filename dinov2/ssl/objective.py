@@ -33,7 +33,7 @@ class Views:
 
     global_crops: Float[Tensor, "2*batch channels height width"]
     local_crops: Float[Tensor, "locals*batch channels small small"] | None
-    masks: Bool[Tensor, "2*batch patches"]
+    masks: Bool[Tensor, "2*batch patches"] | None  # None: nothing is masked, for want of a patch loss
 
     def crops(self) -> list[Tensor]:
         return [self.global_crops] if self.local_crops is None else [self.global_crops, self.local_crops]
@@ -46,7 +46,7 @@ class Exchange:
     student: Scores
     dino_targets: Float[Tensor, "2*batch prototypes"]
     ibot_targets: Float[Tensor, "masked prototypes"]
-    masked_crop: Tensor
+    masked_crop: Tensor | None
     global_crops: int
     config: LossConfig
 
@@ -65,6 +65,7 @@ def _dino(seen: Exchange) -> Float[Tensor, ""]:
 
 
 def _ibot(seen: Exchange) -> Float[Tensor, ""]:
+    assert seen.masked_crop is not None  # the feed draws masks where there is a patch loss
     return ibot(seen.student.ibot, seen.ibot_targets, seen.masked_crop, seen.global_crops)
 
 
@@ -95,7 +96,7 @@ def objective(
         centers: the centres `dino` and `ibot` of targets=centering; left as they are.
         generator: draws the student's stochastic depth.
     """
-    masked = views.masks.flatten().nonzero().squeeze(1)
+    masked = None if views.masks is None else views.masks.flatten().nonzero().squeeze(1)
     with torch.no_grad():
         seen = teacher(views.crops()[:1], masked)
         dino_targets, dino_center = _targets(seen.dino, centers["dino"], rates, targets)
@@ -105,8 +106,8 @@ def objective(
         student=scores,
         dino_targets=dino_targets,
         ibot_targets=ibot_targets,
-        masked_crop=masked // views.masks.shape[1],
-        global_crops=views.masks.shape[0],
+        masked_crop=None if masked is None or views.masks is None else masked // views.masks.shape[1],
+        global_crops=len(views.global_crops),
         config=losses,
     )
     return Outcome(

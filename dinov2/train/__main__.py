@@ -18,7 +18,7 @@ from dinov2.data.sources import Source
 from dinov2.export import save_backbone
 from dinov2.folders import claim
 from dinov2.logs import write_versions
-from dinov2.models.vit import VisionTransformer
+from dinov2.models.backbone import Backbone
 from dinov2.parallel import barrier, is_main, pick_device, process_group
 from dinov2.ssl.networks import whole_backbone
 from dinov2.train.config import TrainConfig
@@ -77,9 +77,7 @@ def _train(
     return None
 
 
-def _export(
-    config: TrainConfig, folder: Path, source: Source, steps: int, teacher: VisionTransformer
-) -> None:
+def _export(config: TrainConfig, folder: Path, source: Source, steps: int, teacher: Backbone) -> None:
     """The teacher's backbone, with what made it on its card."""
     save_backbone(
         teacher,

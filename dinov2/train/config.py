@@ -6,7 +6,7 @@ from dinov2.config import by_name, one_of, required, runtime, section
 from dinov2.data.augment import AugmentConfig
 from dinov2.data.masks import MaskConfig
 from dinov2.exits import UserError
-from dinov2.models.config import SIZES, ViTConfig, vit_config
+from dinov2.models.config import SIZES, TimmConfig, ViTConfig, vit_config
 from dinov2.optim import UPDATES, OptimConfig, TeacherConfig
 from dinov2.ssl.networks import HeadsConfig
 from dinov2.ssl.objective import LossConfig
@@ -14,10 +14,11 @@ from dinov2.ssl.objective import LossConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The backbone, a ViT."""
+    """The backbone: our ViT, or a model of timm's, which has only size, channels and drop_path."""
 
-    size: str = "vit_small"  # vit_tiny, vit_small, vit_base, vit_large, vit_giant, …
+    size: str = "vit_small"  # vit_tiny, vit_small, vit_base, vit_large, vit_giant, …, or timm:NAME
     patch: int = 14  # side of a patch in pixels
+    channels: int = 3  # of the pictures
     registers: int = 0  # register tokens, 0 or 4 (Darcet et al. 2023)
     depth: int = 0  # number of blocks; 0 for the size's own
     ffn: str = ""  # mlp or swiglu; empty for the size's own
@@ -25,12 +26,25 @@ class ModelConfig:
     drop_path: float = 0.3  # rate of stochastic depth, the same at every layer
     position: str = "exact_antialias"  # how positions are interpolated: release, exact or exact_antialias
 
-    def vit(self, image_size: int) -> ViTConfig:
-        """The network's settings, its positions native to `image_size`."""
+    @property
+    def is_vit(self) -> bool:
+        """Whether the backbone is our ViT, which alone has a mask token."""
+        return not self.size.startswith("timm:")
+
+    def network(self, image_size: int) -> ViTConfig | TimmConfig:
+        """What the backbone is made of, its positions native to `image_size`."""
+        if not self.is_vit:
+            return TimmConfig(
+                name=self.size.removeprefix("timm:"),
+                channels=self.channels,
+                image_size=image_size,
+                drop_path=self.drop_path,
+            )
         over = {"depth": self.depth} if self.depth else {}
         return vit_config(
             one_of(self.size, SIZES, "model.size"),
             patch=self.patch,
+            channels=self.channels,
             registers=self.registers,
             layer_scale=self.layer_scale,
             drop_path=self.drop_path,
@@ -106,12 +120,22 @@ class TrainConfig:
         one_of(self.teacher.targets, {"sinkhorn", "centering"}, "teacher.targets")
         one_of(self.teacher.update, UPDATES, "teacher.update")
         self.optim.check()
-        for name in ("global_size", "local_size"):
+        self._check_network()
+        if not self.losses.weights():
+            raise UserError("all losses have weight 0; give one a weight, such as losses.dino=1")
+
+    def _check_network(self) -> None:
+        if not self.model.is_vit and self.losses.ibot:
+            raise UserError(f"model.size={self.model.size} has no mask token; set losses.ibot=0")
+        if len(self.augment.mean) != self.model.channels:
+            raise UserError(
+                f"augment.mean and augment.std give {len(self.augment.mean)} values for "
+                f"model.channels={self.model.channels}; give as many as there are channels"
+            )
+        for name in ("global_size", "local_size") if self.model.is_vit else ():
             side = getattr(self.augment, name)
             if side % self.model.patch:
                 raise UserError(f"augment.{name}={side} is no multiple of model.patch={self.model.patch}")
-        if not self.losses.weights():
-            raise UserError("all losses have weight 0; give one a weight, such as losses.dino=1")
 
     def length(self, pictures: int) -> int:
         """The number of steps over a source of so many pictures."""

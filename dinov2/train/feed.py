@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from dinov2.data.augment import MultiCrop, normalise
 from dinov2.data.loader import Batch, batches
@@ -117,16 +119,6 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
 
 
 def _views(config: TrainConfig, batch: Batch, step: int, device: torch.device) -> Views:
-    side = config.augment.global_size // config.model.patch
-    own = range(rank() * len(batch.rows), (rank() + 1) * len(batch.rows))
-    masks = draw_masks(
-        config.masks,
-        grid=(side, side),
-        crops=[view * config.batch + place for view in range(2) for place in own],
-        total=2 * config.batch,
-        seed=derive_seed(config.seed, "masks"),
-        step=step,
-    )
     mean, std = config.augment.mean, config.augment.std
     shown = [
         normalise(crops.to(device, non_blocking=True), mean, std, torch.float32)
@@ -135,5 +127,18 @@ def _views(config: TrainConfig, batch: Batch, step: int, device: torch.device) -
     return Views(
         global_crops=shown[0],
         local_crops=shown[1] if config.augment.local_crops else None,
-        masks=masks.to(device),
+        masks=_masks(config, batch, step).to(device) if config.losses.ibot else None,
+    )
+
+
+def _masks(config: TrainConfig, batch: Batch, step: int) -> Bool[Tensor, "globals patches"]:
+    side = config.augment.global_size // config.model.patch
+    own = range(rank() * len(batch.rows), (rank() + 1) * len(batch.rows))
+    return draw_masks(
+        config.masks,
+        grid=(side, side),
+        crops=[view * config.batch + place for view in range(2) for place in own],
+        total=2 * config.batch,
+        seed=derive_seed(config.seed, "masks"),
+        step=step,
     )

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from dinov2.checkpoint import Checkpoints
 from dinov2.exits import UserError
 from dinov2.optim import make_optimizer
-from dinov2.parallel import all_max, shard
+from dinov2.parallel import all_max
 from dinov2.ssl.networks import Branch, make_branches
 from dinov2.ssl.objective import first_centers
 from dinov2.train.config import TrainConfig
@@ -34,10 +34,10 @@ class State:
 
 def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
     """The state before the first step, from the seed alone."""
-    student, teacher = make_branches(config.model.vit(config.augment.global_size), config.heads, config.seed)
-    student, teacher = student.to(device), teacher.to(device)
+    network = config.model.network(config.augment.global_size)
+    student, teacher = make_branches(network, config.heads, config.seed, device)
     for branch in (student, teacher):
-        shard(branch, branch.backbone.blocks)
+        branch.backbone.normalisation = tuple(config.augment.mean), tuple(config.augment.std)
     return State(
         student=student,
         teacher=teacher,

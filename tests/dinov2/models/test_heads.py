@@ -27,6 +27,20 @@ def test_scores_are_those_of_torchs_weight_norm(norm_last: bool) -> None:
     assert torch.allclose(ours, theirs)
 
 
+def test_without_weight_norm_the_last_layer_is_linear_and_starts_alike() -> None:
+    free, unit = (
+        DINOHead(24, hidden=32, bottleneck=8, prototypes=50, weight_norm=weight_norm).double()
+        for weight_norm in (False, True)
+    )
+    for head in (free, unit):
+        head.init_weights(torch.Generator().manual_seed(0))
+    x = torch.randn(6, 24, dtype=torch.float64)
+    assert torch.allclose(free(x), unit(x))
+    with torch.no_grad():
+        free.prototypes.weight.mul_(3)
+    assert torch.allclose(free(x), 3 * unit(x))
+
+
 def test_initial_prototypes_have_unit_length_and_layers_are_counted() -> None:
     head = DINOHead(24, hidden=32, bottleneck=8, prototypes=50)
     assert torch.allclose(head.prototypes.directions().norm(dim=-1), torch.ones(50))
