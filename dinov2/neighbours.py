@@ -19,6 +19,7 @@ Found = tuple[Float[Tensor, "queries k"], Int[Tensor, "queries k"]]
 Propose = Callable[["_ShortList", Tensor, Tensor, int, Tensor | None], None]
 
 SLACK = 16  # neighbours proposed beyond k, so that rounding seldom leaves the last places uncertain
+TILES = 4  # of queries, that a tile of the base is read for
 BLOCK = 64  # similarities whose maximum is looked at before each is
 
 
@@ -134,10 +135,13 @@ class _Search:
         self.propose = self._by_faiss if _backend(backend) == "faiss" else self._by_product
         # Of the memory: at worst every similarity of a tile is a candidate, with its two coordinates.
         budget = int(memory_gb * 2**30)
-        self.rows, self.columns = (1024, 4096) if device.type == "cpu" else (8192, 16384)
-        while self.rows * self.columns * 48 > budget and self.columns > BLOCK:
-            self.rows, self.columns = max(1, self.rows // 2), self.columns // 2
-        self._buffer = torch.empty(self.rows * self.columns, device=device)
+        self.tall, self.columns = (2048, 2048) if device.type == "cpu" else (8192, 16384)
+        while self.tall * self.columns * 48 > budget and self.columns > BLOCK:
+            self.tall, self.columns = max(1, self.tall // 2), self.columns // 2
+        self._buffer = torch.empty(self.tall * self.columns, device=device)
+        # Several tiles of queries meet each tile of the base: reading that takes a tenth of one product.
+        a_query = 4 * base.shape[1] + 24 * (k + SLACK)
+        self.rows = self.tall * max(1, min(TILES, budget // (8 * a_query * self.tall)))
         self.settled_rows = max(
             1, min(2**20, budget // 32) // ((k + SLACK) * base.shape[1])
         )  # near the cache
@@ -159,9 +163,12 @@ class _Search:
         return similarity, index
 
     def _scan(self, queries: Tensor, own: Tensor | None, size: int, propose: Propose) -> "_ShortList":
-        best = _ShortList(len(queries), size, self.device)
+        best = _ShortList.empty(len(queries), size, self.device)
         for first in range(0, len(self.base), self.columns):
-            propose(best, queries, _tile(self.base, first, self.columns, self.device), first, own)
+            base = _tile(self.base, first, self.columns, self.device)
+            for start in range(0, len(queries), self.tall):
+                part = slice(start, start + self.tall)
+                propose(best.part(part), queries[part], base, first, None if own is None else own[part])
         return best
 
     def _again(self, queries: Tensor, column: Tensor) -> Found:
@@ -203,10 +210,18 @@ class _Search:
 class _ShortList:
     """For each query the `size` best columns offered so far. Columns are offered in ascending order."""
 
-    def __init__(self, queries: int, size: int, device: torch.device) -> None:
-        self.size = size
-        self.value = torch.full((queries, size), -torch.inf, device=device)
-        self.column = torch.full((queries, size), -1, dtype=torch.int64, device=device)
+    def __init__(self, value: Float[Tensor, "queries size"], column: Int[Tensor, "queries size"]) -> None:
+        self.size = value.shape[1]
+        self.value, self.column = value, column
+
+    @classmethod
+    def empty(cls, queries: int, size: int, device: torch.device) -> "_ShortList":
+        value = torch.full((queries, size), -torch.inf, device=device)
+        return cls(value, torch.full((queries, size), -1, dtype=torch.int64, device=device))
+
+    def part(self, queries: slice) -> "_ShortList":
+        """The lists of these queries: what is offered to the part is in the whole."""
+        return _ShortList(self.value[queries], self.column[queries])
 
     def offer(self, similarity: Float[Tensor, "queries columns"], first: int) -> None:
         """Offer a whole tile whose first column is `first` of the base.
@@ -214,14 +229,16 @@ class _ShortList:
         A full top-k over every tile would cost as much as the products. Few columns beat what is already
         there, so the maximum of each block is compared first, and only blocks that may matter are opened.
         """
-        width = similarity.shape[1]
-        block = BLOCK if width >= 2 * self.size * BLOCK else max(1, width // (2 * self.size))
+        threshold = self.value[:, -1]
+        width, unfilled = similarity.shape[1], bool(torch.isneginf(threshold).any())
+        # A power of two divides most tiles, which then need not be copied to be padded. While lists are not
+        # full there have to be more blocks than places.
+        block = min(BLOCK, 1 << max(0, (width // (2 * self.size)).bit_length() - 1)) if unfilled else BLOCK
         if width % block:
             similarity = torch.nn.functional.pad(similarity, (0, block - width % block), value=-torch.inf)
         blocks = similarity.view(len(similarity), -1, block)
         highest = blocks.amax(2)
-        threshold = self.value[:, -1]
-        if highest.shape[1] >= self.size and torch.isneginf(threshold).any():
+        if unfilled and highest.shape[1] >= self.size:
             # As many blocks as are wanted reach this value, so what is below it can not stay.
             least = highest.topk(self.size, dim=1).values[:, -1]
             threshold = threshold.maximum(least.nextafter(least.new_tensor(-torch.inf)))
