@@ -47,25 +47,25 @@ def _holds_work(folder: Path) -> bool:
 
 
 def _check_owner(folder: Path, config: Any) -> None:
-    path = folder / CONFIG
+    path, here = folder / CONFIG, identity(config)
     if not path.exists() or not _holds_work(folder):
         return
     try:
         stored = yaml.safe_load(path.read_text())
-        there = dict(_flat(stored))
+        there = {key: _at(stored, key) for key in here}
     except (yaml.YAMLError, AttributeError, OSError):
         raise UserError(f"{path} cannot be read; name another output folder") from None
-    here = identity(config)
-    # Keys that a newer version has added, or an older one had, count only where they matter here.
-    differing = [key for key, value in here.items() if key not in there or there[key] != value]
+    # Keys that an older version had, and this one has not, do not count.
+    differing = [key for key, value in here.items() if there[key] != value]
     if differing:
-        listed = ", ".join(f"{key} ({there.get(key, 'unset')} there, {here[key]} here)" for key in differing)
+        listed = ", ".join(f"{key} ({there[key]} there, {here[key]} here)" for key in differing)
         raise UserError(f"output={folder} belongs to other settings: {listed}; use those or another folder")
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _at(values: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key, which may itself be a dict, or the word unset."""
+    for part in key.split("."):
+        if part not in values:
+            return "unset"
+        values = values[part]
+    return values
