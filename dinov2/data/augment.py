@@ -32,8 +32,9 @@ from dinov2.data.decode import decode
 from dinov2.exits import UserError
 
 # Probabilities of blurring global crop 1, global crop 2 and a local crop. The published code inverts the
-# probability that its settings name, and the published weights were trained that way.
-BLUR = {"as_intended": (1.0, 0.1, 0.5), "as_released": (0.0, 0.9, 0.5)}
+# probability that its settings name, and the published weights were trained that way. In SimCLR it
+# is the same for all.
+BLUR = {"as_intended": (1.0, 0.1, 0.5), "as_released": (0.0, 0.9, 0.5), "simclr": (0.5, 0.5, 0.5)}
 SOLARISE_FROM = 128
 ASPECT = (3 / 4, 4 / 3)  # width / height of a crop's box
 Pixels = Shaped[Tensor, "channels height width"]  # uint8, or float32 from 0 to 1
@@ -55,7 +56,7 @@ class AugmentConfig:
     jitter: list[float] = listed(0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
     jitter_p: float = 0.8
     grey_p: float = 0.2
-    blur: str = "as_intended"  # or as_released
+    blur: str = "as_intended"  # or as_released, simclr
     blur_kernel: int = 9  # pixels, odd
     blur_sigma: list[float] = listed(0.1, 2.0)
     solarise_p: float = 0.2  # of the second global crop
@@ -140,7 +141,13 @@ class MultiCrop:
             return torch.from_numpy(decode_array(data, len(self.config.mean), self.config.value_range))
         return decode(data, at_least=self.short_side)
 
-    def __call__(self, picture: Image.Image | Pixels, seed: int) -> tuple[Crops, Crops]:
+    def partner(self, seed: int, position: int, batch: int) -> int | None:
+        """The position of a picture that is mixed into the one at this position: none here."""
+        return None
+
+    def __call__(
+        self, picture: Image.Image | Pixels, seed: int, other: Image.Image | Pixels | None = None
+    ) -> tuple[Crops, Crops]:
         """The global and the local crops; runs in the calling thread and leaves the random state alone."""
         random = Random(seed)
         pixels = picture if isinstance(picture, Tensor) else as_pixels(picture)

@@ -17,10 +17,11 @@ from multiprocessing.process import BaseProcess
 
 import torch
 from jaxtyping import Int64
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dinov2.data.augment import Crops, MultiCrop
+from dinov2.data.augment import Crops, MultiCrop, Pixels
 from dinov2.data.decode import Unreadable
 from dinov2.data.order import SampleOrder, derive_seed
 from dinov2.data.sources import Source
@@ -218,15 +219,22 @@ class _Steps(Dataset[Batch | UserError]):
 
     def _sample(self, position: int, replaced: list[tuple[str, str]]) -> tuple[int, Tensor, Tensor]:
         """Row and crops at a position; pictures that cannot be read are added to `replaced`."""
+        row, picture = self._picture(position, replaced)
+        seed = derive_seed("augment", self.seed, position)
+        partner = self.crop.partner(self.seed, position, self.global_batch)
+        if partner is None:
+            return row, *self.crop(picture, seed)
+        return row, *self.crop(picture, seed, self._picture(partner, [])[1])
+
+    def _picture(self, position: int, replaced: list[tuple[str, str]]) -> tuple[int, Image.Image | Pixels]:
+        """The row of the first readable picture for a position, and that picture."""
         row = self.order.sample(position)
         for attempt in range(REPLACEMENTS + 1):
             try:
-                picture = self.crop.open(self.source.read(row))
+                return row, self.crop.open(self.source.read(row))
             except Unreadable as reason:
                 replaced.append((self.source.table["id"][row].as_py(), str(reason)))
                 row = self.order.replacement(position, attempt)
-            else:
-                return row, *self.crop(picture, derive_seed("augment", self.seed, position))
         picture, reason = replaced[-1]
         raise UserError(
             f"{REPLACEMENTS + 1} pictures in a row could not be read, the last of them {picture}: {reason}; "

@@ -1,7 +1,7 @@
 """KoLeo: spreads features by pushing each away from its nearest neighbour."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,16 +24,22 @@ def koleo(cls: Float[Tensor, "batch dim"], *, across_ranks: bool = False) -> Flo
         everyone = all_gather(own) if across_ranks else own
         if everyone.shape[0] < 2:
             return own.sum() * 0.0
-        first = rank() * own.shape[0] if across_ranks and world() > 1 else 0
-        neighbour = _nearest(own.detach(), everyone.detach(), first)
-        # The epsilon inside the norm keeps the gradient finite where a neighbour is an exact duplicate.
-        difference = own - everyone[neighbour]
-        distance = (difference.square().sum(dim=1) + EPSILON**2).sqrt()
-        return -torch.log(distance + EPSILON).mean()
+        itself = torch.zeros(own.shape[0], everyone.shape[0], dtype=torch.bool, device=own.device)
+        itself.diagonal(rank() * own.shape[0] if across_ranks and world() > 1 else 0).fill_(True)
+        return nearest_entropy(own, everyone, itself)
 
 
-def _nearest(own: Float[Tensor, "batch dim"], everyone: Float[Tensor, "all dim"], first: int) -> torch.Tensor:
-    similarity = own @ everyone.T
-    rows = torch.arange(own.shape[0], device=own.device)
-    similarity[rows, rows + first] = -2.0  # nobody is their own neighbour
-    return similarity.argmax(dim=1)
+def nearest_entropy(
+    own: Float[Tensor, "batch dim"], everyone: Float[Tensor, "all dim"], excluded: Bool[Tensor, "batch all"]
+) -> Float[Tensor, ""]:
+    """-mean log(distance to the nearest + 1e-8) of rows of length 1, in their type.
+
+    Args:
+        excluded: who is no neighbour, oneself at least. A row that has nobody left counts as zero.
+    """
+    similarity = own.detach() @ everyone.detach().T
+    neighbour = similarity.masked_fill_(excluded, -2.0).argmax(dim=1)
+    # The epsilon inside the norm keeps the gradient finite where a neighbour is an exact duplicate.
+    difference = own - everyone[neighbour]
+    distance = (difference.square().sum(dim=1) + EPSILON**2).sqrt()
+    return -(torch.log(distance + EPSILON) * ~excluded.all(dim=1)).mean()
