@@ -25,6 +25,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from dinov2.exits import UserError
 
 C = TypeVar("C")
+CHECK = "--check"  # a word that has a command print its resolved settings, or say what is wrong, and do nothing
 
 
 def required() -> Any:
@@ -79,8 +80,9 @@ def read(schema: type[C], words: Sequence[str], *, recipes: str = "", doc: str =
     if any(word in ("-h", "--help") for word in words):
         print(usage(schema, recipes, doc))
         sys.exit(0)
+    check = CHECK in words
     config = OmegaConf.structured(schema)
-    words = list(words)
+    words = [word for word in words if word != CHECK]
     if recipes and words and "=" not in words[0]:
         config = _merge_recipe(schema, config, recipe_path(recipes, words.pop(0)))
     for word in words:
@@ -91,9 +93,13 @@ def read(schema: type[C], words: Sequence[str], *, recipes: str = "", doc: str =
     for key in sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"{key}= is missing; --help lists all settings")
     try:
-        return typing.cast(C, OmegaConf.to_object(config))
+        made = typing.cast(C, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from None
+    if check:
+        print(to_yaml(made), end="")
+        sys.exit(0)
+    return made
 
 
 def identity(config: Any) -> dict[str, Any]:
@@ -146,7 +152,7 @@ def usage(schema: type, recipes: str, doc: str) -> str:
             first = path.read_text().partition("\n")[0]
             lines.append(f"  {path.stem:<24} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
         lines.append("")
-    lines.append("settings:")
+    lines.append(f"settings ({CHECK} prints them resolved, and does nothing else):")
     for key, field, text in _described(schema):
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # pyright: ignore[reportCallIssue]  # a leaf has one or the other
         shown = "(required)" if default == MISSING else json.dumps(default)
