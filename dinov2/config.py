@@ -25,7 +25,9 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from dinov2.exits import UserError
 
 C = TypeVar("C")
-CHECK = "--check"  # a word that has a command print its resolved settings, or say what is wrong, and do nothing
+CHECK = (
+    "--check"  # a word that has a command print its resolved settings, or say what is wrong, and do nothing
+)
 
 
 def required() -> Any:

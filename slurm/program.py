@@ -6,23 +6,20 @@ every rank, so they agree inside the program at a step of their choosing.
 """
 
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from submitit import JobEnvironment
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from dinov2.exits import NoProgress, Stop
 from dinov2.files import write_text
+from dinov2.processes import run_all
 from slurm.record import after, last_words, marker, read_record, started, write_record
 
-FORWARDED = (signal.SIGTERM, signal.SIGUSR2)
 MEET = 300.0  # seconds until every rank must know where rank 0 is
 
 
@@ -63,7 +60,7 @@ class Program:
     def _run_all(self, env: JobEnvironment) -> int:
         for part, words in (("check", self.first), ("run", self.words)):
             if words:
-                status = _run([sys.executable, *words], {**os.environ, **ranks(env, self.folder, part)})
+                status = run_all([sys.executable, *words], [ranks(env, self.folder, part)])
                 if status:
                     return status
         return 0
@@ -115,23 +112,3 @@ def meet(env: JobEnvironment, folder: Path, part: str, limit: float = MEET) -> t
         time.sleep(0.1)
     host, port = place.read_text().split()
     return host, port
-
-
-def _run(command: list[str], environ: dict[str, str]) -> int:
-    """The command's exit status, 128 + n where a signal n ended it; signals to save are passed on."""
-    child: subprocess.Popen[bytes] | None = None
-    early: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        if child is None:
-            early.append(number)
-        elif child.poll() is None:
-            child.send_signal(number)
-
-    for number in FORWARDED:
-        signal.signal(number, forward)
-    child = subprocess.Popen(command, env=environ)
-    for number in early:
-        child.send_signal(number)
-    status = child.wait()
-    return 128 - status if status < 0 else status

@@ -7,6 +7,8 @@ report.html. The same command continues a run that was stopped anywhere.
 """
 
 import logging
+import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from dinov2.folders import claim
 from dinov2.logs import write_versions
 from dinov2.models.backbone import Backbone
 from dinov2.parallel import barrier, is_main, pick_device, process_group
+from dinov2.processes import ranks_here, run_all
 from dinov2.ssl.networks import whole_backbone
 from dinov2.train.config import TrainConfig
 from dinov2.train.feed import training_source
@@ -33,6 +36,9 @@ def main(words: list[str]) -> None:
     """The `dinov2 train` command."""
     config = read(TrainConfig, words, recipes="train", doc=__doc__ or "")
     config.check()
+    count = config.processes(torch.cuda.device_count())
+    if count > 1 and "RANK" not in os.environ:
+        sys.exit(run_all([sys.executable, "-m", "dinov2.train", *words], ranks_here(count)))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if config.threads:
         torch.set_num_threads(config.threads)

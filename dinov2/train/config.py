@@ -103,6 +103,7 @@ class TrainConfig:
     knn: KnnConfig = runtime(KnnConfig)
     checkpoint: CheckpointConfig = runtime(CheckpointConfig)
     device: str = runtime("auto")  # auto, cpu, cuda, cuda:1, mps
+    nproc: str = runtime("1")  # training processes on this machine; auto: one for each GPU
     workers: int = runtime(1)  # processes that read and augment pictures, beside each training process
     threads: int = runtime(0)  # of torch on the CPU; 0: as torch finds
     cache: str = runtime("")  # folder for what comes from URLs, and for indexes of tars
@@ -136,6 +137,14 @@ class TrainConfig:
             side = getattr(self.augment, name)
             if side % self.model.patch:
                 raise UserError(f"augment.{name}={side} is no multiple of model.patch={self.model.patch}")
+
+    def processes(self, gpus: int) -> int:
+        """How many training processes to start here; 1 inside of those that a launcher has started."""
+        if self.nproc == "auto":
+            return max(1, gpus)
+        if not self.nproc.isdecimal() or self.nproc == "0":
+            raise UserError(f"nproc={self.nproc}: give a number of processes, or auto for one a GPU")
+        return int(self.nproc)
 
     def length(self, pictures: int) -> int:
         """The number of steps over a source of so many pictures."""
