@@ -8,7 +8,6 @@ ends early.
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from curation import budget, duplicates, embed, holdout, ingest, report, retrieval, write
@@ -36,7 +35,7 @@ def main(words: list[str]) -> None:
     """`dinov2 curate [RECIPE] pool=… [seeds=…] [holdout=…] output=DIR`."""
     config = read(CurateConfig, words, recipes="curation", doc=__doc__ or "")
     config.check(list(STAGES))
-    with claim(Path(config.output), config) as folder, Workers(config.workers) as workers:
+    with claim(config.output, config) as folder, Workers(config.workers) as workers:
         curate(Run(config, folder, workers))
 
 
@@ -47,6 +46,8 @@ def curate(run: Run) -> None:
         names = names[: names.index(run.config.stop_after) + 1]
     for leftover in {path.parent for path in run.folder.rglob(TEMPORARY + "*")}:
         remove_leftovers(leftover)  # of processes that were killed
+    if run.done("embed") is None:
+        embed.check(run.config)
     run.check_sources()
     left = [name for name in names if run.done(name) is None]
     for name in left:

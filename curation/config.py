@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dinov2.config import listed, one_of, required, runtime, section
+from dinov2.config import at_least, listed, one_of, required, runtime, section
 from dinov2.exits import UserError
 
 BUILT_IN = "descriptor"
@@ -110,19 +110,9 @@ class CurateConfig:
             one_of(flag, FLAGS, "ingest.drop")
         if self.stop_after is not None:
             one_of(self.stop_after, set(stages), "stop_after")
-        positive = {
-            "embed.copied": self.embed.copied,
-            "ingest.piece": self.ingest.piece,
-            "embed.dimension": self.embed.dimension,
-            "embed.sample": self.embed.sample,
-            "duplicates.k": self.duplicates.k,
-            "leaks.k": self.leaks.k,
-            "retrieval.k": self.retrieval.k,
-            "write.shard": self.write.shard,
-        }
-        for key, value in positive.items():
-            if value < 1:
-                raise UserError(f"{key}={value}: must be at least 1")
+        at_least(1, self, "ingest.piece", "embed.copied", "embed.dimension", "embed.sample", "embed.batch")
+        at_least(1, self, "duplicates.k", "leaks.k", "retrieval.k", "budget.rounds", "write.shard")
+        at_least(0, self, "workers")
         if self.budget.pictures is not None and self.budget.pictures < 1:
             raise UserError(
                 f"budget.pictures={self.budget.pictures} would keep nothing; give at least 1, or null"

@@ -4,13 +4,13 @@ Either the built-in descriptor, whitened on the pool, or a backbone. Both leave 
 (`dinov2.features.Embeddings`), with rows of length 1 in the order of `Ingested.readable()`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from curation.config import BUILT_IN
+from curation.config import BUILT_IN, CurateConfig
 from curation.descriptor import Whitening
 from curation.ingest import Ingested
 from curation.looks import THUMB
@@ -18,6 +18,9 @@ from curation.run import Run
 from curation.synthetic import changes
 from dinov2.console import progress
 from dinov2.files import sha256_of, write_json, write_table, write_whole
+
+if TYPE_CHECKING:
+    from dinov2.features import BackboneEmbedder
 
 ROWS_PER_FILE = 8192
 
@@ -95,16 +98,28 @@ def _unreadable(table: pa.Table, errors: pa.ChunkedArray) -> list[list[str]]:
     return [[row["id"], row["uri"], row["error"]] for row in bad.to_pylist()]
 
 
-def _embed_backbone(run: Run) -> None:
-    from dinov2.features import BackboneEmbedder, embed  # imported here: the descriptor does without torch
+def check(config: CurateConfig) -> None:
+    """Raises UserError for a backbone that could not embed, before the pool is read, which may take long."""
+    if config.backbone != BUILT_IN:
+        _backbone(config)
+
+
+def _backbone(config: CurateConfig) -> "BackboneEmbedder":
+    from dinov2.features import BackboneEmbedder  # imported here: the descriptor does without torch
     from dinov2.models import load_backbone
+    from dinov2.parallel import pick_device
+
+    device = pick_device(config.device)
+    backbone = load_backbone(config.backbone, device=device)
+    size = config.embed.size or int(backbone.image_size)
+    return BackboneEmbedder(backbone, size=size, token=config.embed.token, normalised=True, device=device)
+
+
+def _embed_backbone(run: Run) -> None:
+    from dinov2.features import embed  # imported here: the descriptor does without torch
 
     config = run.config.embed
-    backbone = load_backbone(run.config.backbone, device=run.config.device)
-    size = config.size or int(backbone.image_size)
-    embedder = BackboneEmbedder(
-        backbone, size=size, token=config.token, normalised=True, device=run.config.device
-    )
+    embedder = _backbone(run.config)
     for role, source in run.sets.items():
         readable = np.flatnonzero(Ingested(run, role).table["error"].is_null().to_numpy())
         embed(

@@ -15,6 +15,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,6 +68,14 @@ def one_of(value: str, options: typing.Collection[str], key: str) -> str:
         hint = f"did you mean {near[0]!r}?" if near else "choose from " + ", ".join(sorted(options))
         raise UserError(f"{key}={value}: unknown; {hint}")
     return value
+
+
+def at_least(least: int, config: Any, *keys: str) -> None:
+    """A `UserError` for the first of these settings, by its dotted key, that is below `least`."""
+    for key in keys:
+        value = reduce(getattr, key.split("."), config)
+        if value < least:
+            raise UserError(f"{key}={value}: give {least} or more")
 
 
 def read(schema: type[C], words: Sequence[str], *, recipes: str = "", doc: str = "") -> C:

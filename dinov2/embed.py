@@ -10,10 +10,9 @@ command continues when it is run again.
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinov2.config import one_of, read, required, runtime
+from dinov2.config import at_least, one_of, read, required, runtime
 from dinov2.console import run
 from dinov2.data.sources import open_source
-from dinov2.exits import UserError
 from dinov2.features import PRECISIONS, BackboneEmbedder, embed
 from dinov2.folders import claim
 from dinov2.models import load_backbone
@@ -44,9 +43,8 @@ def main(words: list[str]) -> None:
     """Run the command; the first two words without = are backbone and source."""
     config = read(EmbedConfig, _named(words), doc=__doc__ or "")
     one_of(config.precision, PRECISIONS, "precision")
-    for key in ("rows_per_file", "batch", "size"):
-        if getattr(config, key) < 1:
-            raise UserError(f"{key}={getattr(config, key)}: give 1 or more")
+    at_least(1, config, "rows_per_file", "batch", "size")
+    at_least(0, config, "workers")
     device = pick_device(config.device)
     source = open_source(config.source, cache=Path(config.cache) if config.cache else None)
     embedder = BackboneEmbedder(

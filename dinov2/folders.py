@@ -13,6 +13,7 @@ from dinov2.files import lock, remove_leftovers, write_text
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
+UNSET = "unset"  # what a key of ours is in a folder of a version that did not have it
 
 
 @contextmanager
@@ -24,14 +25,20 @@ def claim(folder: Path | str, config: Any) -> Iterator[Path]:
     a command that stopped at a misspelt source, other settings may take the folder over.
 
     Raises:
-        UserError: the folder is in use, holds something else, or belongs to other settings (listed).
+        UserError: the folder cannot be made, is in use, holds something else, or belongs to other settings
+            (listed).
     """
+    if not str(folder):
+        raise UserError("output= is empty; name a folder")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output={folder} is a file; name a folder")
     if folder.is_dir() and not (folder / CONFIG).exists() and _holds_work(folder):
         raise UserError(f"output={folder} holds something else; name an empty or new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={folder} cannot be made: {error.strerror}; name another folder") from None
     try:
         with lock(folder / LOCK, blocking=False):
             _check_owner(folder, config)
@@ -48,13 +55,17 @@ def _holds_work(folder: Path) -> bool:
 
 def _check_owner(folder: Path, config: Any) -> None:
     path, here = folder / CONFIG, identity(config)
-    if not path.exists() or not _holds_work(folder):
+    if not path.exists():
         return
     try:
         stored = yaml.safe_load(path.read_text())
         there = {key: _at(stored, key) for key in here}
-    except (yaml.YAMLError, AttributeError, OSError):
+    except (yaml.YAMLError, TypeError, OSError):
         raise UserError(f"{path} cannot be read; name another output folder") from None
+    if all(value == UNSET for value in there.values()):
+        raise UserError(f"{path} is not of this command; name an empty or new output folder")
+    if not _holds_work(folder):
+        return
     # Keys that an older version had, and this one has not, do not count.
     differing = [key for key, value in here.items() if there[key] != value]
     if differing:
@@ -62,10 +73,10 @@ def _check_owner(folder: Path, config: Any) -> None:
         raise UserError(f"output={folder} belongs to other settings: {listed}; use those or another folder")
 
 
-def _at(values: dict[str, Any], key: str) -> Any:
-    """The value of a dotted key, which may itself be a dict, or the word unset."""
+def _at(values: Any, key: str) -> Any:
+    """The value of a dotted key, which may itself be a dict, or UNSET."""
     for part in key.split("."):
         if part not in values:
-            return "unset"
+            return UNSET
         values = values[part]
     return values

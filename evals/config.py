@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from dinov2.config import one_of, required, runtime
-from dinov2.exits import UserError
+from dinov2.config import at_least, one_of, required, runtime
 from dinov2.features import PRECISIONS
 
 
@@ -25,11 +24,5 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         one_of(self.precision, PRECISIONS, "precision")
-        at_least_one(self, "size", "batch")
-
-
-def at_least_one(config: object, *keys: str) -> None:
-    """Raise UserError for the first of these settings that is below 1."""
-    for key in keys:
-        if getattr(config, key) < 1:
-            raise UserError(f"{key}={getattr(config, key)}: give 1 or more")
+        at_least(1, self, "size", "batch")
+        at_least(0, self, "workers")

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dinov2.config import listed
+from dinov2.config import at_least, listed
 from dinov2.data.order import derive_seed
 from dinov2.exits import UserError
 from dinov2.neighbours import knn_classify
 from dinov2.pages import Page
 from evals.bench import Bench
-from evals.config import EvalConfig, at_least_one
+from evals.config import EvalConfig
 from evals.data import Labelled, Parts
 from evals.drawing import draw_classification, draw_neighbours
 from evals.results import Outcome
@@ -32,13 +32,13 @@ class KNNConfig(EvalConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "tries")
+        at_least(1, self, "tries")
         if not self.k or min(self.k) < 1:
             raise UserError(f"k={self.k}: give one or more numbers from 1 up")
         if self.temperature <= 0:
             raise UserError(f"temperature={self.temperature}: give more than 0")
         if self.per_class is not None:
-            at_least_one(self, "per_class")
+            at_least(1, self, "per_class")
 
 
 def run(bench: Bench, parts: Parts, config: KNNConfig, work: Path) -> Outcome:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
-from dinov2.config import listed, one_of, runtime
+from dinov2.config import at_least, listed, one_of, runtime
 from dinov2.console import progress
 from dinov2.data.order import Order, derive_seed
 from dinov2.exits import UserError
@@ -27,7 +27,7 @@ from dinov2.features import Embeddings
 from dinov2.files import write_bytes
 from dinov2.pages import Page
 from evals.bench import Bench
-from evals.config import EvalConfig, at_least_one
+from evals.config import EvalConfig
 from evals.crops import crop_batches
 from evals.data import Labelled, Parts
 from evals.drawing import draw_classification, draw_examples
@@ -54,7 +54,7 @@ class LinearConfig(EvalConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "iterations", "batch_size", "save_every")
+        at_least(1, self, "iterations", "batch_size", "save_every")
         one_of(self.select, SELECT, "select")
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise UserError(f"learning_rates={self.learning_rates}: give one or more above 0")

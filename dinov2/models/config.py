@@ -41,6 +41,8 @@ class ViTConfig:
             raise UserError(f"dim={self.dim} must be a positive multiple of heads={self.heads}")
         if self.image_size < self.patch:
             raise UserError(f"image_size={self.image_size} is smaller than one patch of {self.patch}")
+        if self.registers < 0:
+            raise UserError(f"registers={self.registers}: give 0 or more")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path={self.drop_path} must be at least 0 and less than 1")
 

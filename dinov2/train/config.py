@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dinov2.config import by_name, one_of, required, runtime, section
+from dinov2.config import at_least, by_name, one_of, required, runtime, section
 from dinov2.data.augment import AugmentConfig
 from dinov2.data.masks import MaskConfig
 from dinov2.exits import UserError
@@ -112,6 +112,10 @@ class TrainConfig:
 
     def check(self) -> None:
         """Refuse what cannot be trained, in the user's terms."""
+        at_least(1, self, "batch", "block", "model.patch", "checkpoint.every", "checkpoint.keep", "knn.k")
+        at_least(0, self, "steps", "epochs", "window", "workers", "threads", "knn.every")
+        for head in ("heads.dino", "heads.ibot"):
+            at_least(1, self, *(f"{head}.{key}" for key in ("hidden", "bottleneck", "prototypes", "layers")))
         if bool(self.steps) == bool(self.epochs):
             raise UserError(
                 "give the length of the run as steps= or as epochs=, and not as both "

@@ -117,6 +117,15 @@ def test_what_cannot_work_gets_one_clear_line(words: list[str], says: str, tmp_p
     assert "\n" not in str(caught.value)
 
 
+def test_a_misspelt_backbone_is_met_before_the_pool_is_read_and_leaves_the_folder_free(tmp_path: Path):
+    class_folder(tmp_path / "pool", classes=1, each=3)
+    words = [f"pool={tmp_path}/pool", f"output={tmp_path}/out"]
+    with pytest.raises(UserError, match="no backbone at 'no_such'"):
+        curate(*words, "backbone=no_such")
+    assert not (tmp_path / "out" / "stages").exists()
+    curate(*words, "stop_after=ingest")
+
+
 @pytest.mark.data
 def test_odd_files_all_get_a_decision(real_pictures: Path, tmp_path: Path) -> None:
     tar = real_pictures / "messy_pool.tar"

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from dinov2.config import fingerprint, identity, listed, read, required, runtime, section, usage
+from dinov2.config import (
+    at_least,
+    by_name,
+    fingerprint,
+    identity,
+    listed,
+    read,
+    required,
+    runtime,
+    section,
+    usage,
+)
 from dinov2.exits import UserError
 from dinov2.files import lock, whole_folder, write_whole
 from dinov2.folders import claim
@@ -28,6 +39,7 @@ class Settings:
     count: int = 1
     inner: Inner = section(Inner)
     machine: Inner = runtime(Inner)
+    shares: dict[str, float] = by_name()
 
 
 @pytest.mark.parametrize(
@@ -78,6 +90,13 @@ def test_help_shows_each_setting_with_default_and_comment():
     assert "data=(required)" in text and "where pictures lie" in text and "inner.rate=0.001" in text
 
 
+def test_numbers_that_are_too_small_are_named_by_their_keys():
+    settings = read(Settings, ["data=x", "inner.rate=-0.5"])
+    at_least(1, settings, "count")
+    with pytest.raises(UserError, match=r"^inner\.rate=-0\.5: give 0 or more$"):
+        at_least(0, settings, "count", "inner.rate")
+
+
 def test_a_folder_belongs_to_its_settings(tmp_path: Path):
     first = read(Settings, ["data=x"])
     run = tmp_path / "run"
@@ -92,11 +111,25 @@ def test_a_folder_belongs_to_its_settings(tmp_path: Path):
         (run / "result").touch()
     with pytest.raises(UserError, match=r"count \(1 there, 5 here\)"), claim(run, other):
         pass
+    named = read(Settings, ["data=x", "shares={a: 1, b: 2}"])
+    with claim(tmp_path / "named", named) as folder:
+        (folder / "result").touch()
+    with claim(tmp_path / "named", named), claim(run, first):
+        pass  # settings with names of the user's own, or none of them, are found again
+    with pytest.raises(UserError, match="shares"), claim(tmp_path / "named", first):
+        pass
+    with pytest.raises(UserError, match="cannot be made"), claim("/proc/none", first):
+        pass
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     with pytest.raises(UserError, match="holds something else"), claim(tmp_path / "photos", first):
         pass
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "config.yaml").write_text("title: mine")
+    with pytest.raises(UserError, match="is not of this command"), claim(tmp_path / "site", first):
+        pass
+    assert (tmp_path / "site" / "config.yaml").read_text() == "title: mine"
 
 
 def test_files_and_folders_appear_whole_or_not_at_all(tmp_path: Path):

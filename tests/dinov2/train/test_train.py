@@ -94,6 +94,10 @@ def _made(folder: Path) -> Path:
     ("words", "message"),
     [
         (["batch=1000"], "has 24 pictures, too few for batch=1000"),
+        (["batch=0"], "batch=0: give 1 or more"),
+        (["workers=-1"], "workers=-1: give 0 or more"),
+        (["heads.dino.prototypes=0"], "heads.dino.prototypes=0: give 1 or more"),
+        (["checkpoint.every=0"], "checkpoint.every=0: give 1 or more"),
         (["epochs=2"], "and not as both"),
         (["model.patch=7"], "no multiple of model.patch=7"),
         (["model.size=vit_smal"], "did you mean 'vit_small'?"),
