@@ -1,18 +1,19 @@
-"""Exact nearest neighbours by inner product, and the k-NN vote that training and evaluation share.
+"""Exact nearest neighbours by inner product.
 
 The base is read in tiles and never held whole in float32, so it may be a memory map of fp16 rows. Both
 backends find the same neighbours: each only proposes a short list, whose similarities are then computed again
 in float64. A query whose last places are uncertain within float32's rounding is searched in float64.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from dinov2.neighbours.rows import Rows, take, tile
 
 Found = tuple[Float[Tensor, "queries k"], Int[Tensor, "queries k"]]
 
@@ -23,17 +24,6 @@ TILES = 4  # of queries, that a tile of the base is read for
 BLOCK = 64  # similarities whose maximum is looked at before each is
 
 
-class Rows(Protocol):
-    """Vectors by row: a tensor, an array or memory map of any float type, or `features.Embeddings`."""
-
-    @property
-    def shape(self) -> Sequence[int]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Any, /) -> Any: ...
-
-
 @torch.no_grad()
 def nearest(
     queries: Rows,
@@ -42,6 +32,7 @@ def nearest(
     *,
     backend: str = "auto",
     exclude_self: bool = False,
+    first: int = 0,
     memory_gb: float = 1.0,
     device: torch.device | str | None = None,
 ) -> Found:
@@ -52,7 +43,7 @@ def nearest(
         base: [m, dim].
         k: clipped to the rows there are, so a small base gives fewer columns.
         backend: "torch", "faiss" (faiss-cpu or faiss-gpu must be installed) or "auto". The results are equal.
-        exclude_self: query i is row i of the base, which is left out of its own neighbours.
+        exclude_self: query i is row `first` + i of the base, which is left out of its own neighbours.
         memory_gb: bound on what is held besides the arguments and the result.
         device: where the products are computed; by default where `queries` lies.
 
@@ -78,53 +69,11 @@ def nearest(
     rounding = _rounding(queries, base, search.columns, device)
     with _full_precision():
         for start in range(0, len(queries), search.rows):
-            tile = _tile(queries, start, search.rows, device)
-            own = torch.arange(start, start + len(tile), device=device) if exclude_self else None
-            part = slice(start, start + len(tile))
-            similarity[part], index[part] = search.settled(tile, own, rounding)
+            some = tile(queries, start, search.rows, device)
+            own = torch.arange(len(some), device=device) + first + start if exclude_self else None
+            part = slice(start, start + len(some))
+            similarity[part], index[part] = search.settled(some, own, rounding)
     return similarity, index
-
-
-@torch.no_grad()
-def knn_classify(
-    train: Rows,
-    train_labels: Int[Tensor, "train"],
-    test: Rows,
-    *,
-    classes: int,
-    k: Sequence[int] = (10, 20, 100, 200),
-    temperature: float = 0.07,
-    backend: str = "auto",
-    device: torch.device | str | None = None,
-) -> dict[int, Int[Tensor, "test"]]:
-    """The class that each test row's k nearest training rows vote for, a vote weighing exp(cosine / T).
-
-    One search for the largest k answers all of them. (DINO, arXiv 2104.14294, sec. 3 and 4: weighted k-NN.)
-
-    Args:
-        train, test: features [n, dim]; normalised here.
-        train_labels: in [0, classes).
-        k: those larger than the training set are left out; if all are, its size takes their place.
-
-    Returns:
-        for each k the classes, int64 [test], on `device`. Equal votes go to the lower class.
-    """
-    if len(train_labels) != len(train):
-        raise ValueError(f"{len(train_labels)} labels for {len(train)} training rows")
-    kept = sorted({size for size in k if size <= len(train)}) or [len(train)]
-    train, test = _Normalised(train), _Normalised(test)
-    similarity, index = nearest(test, train, kept[-1], backend=backend, device=device)
-    labels = train_labels.to(index.device)[index]
-    weights = (similarity.double() / temperature).exp()
-    answers = {size: torch.empty(len(test), dtype=torch.int64, device=index.device) for size in kept}
-    rows = max(1, 2**25 // classes)
-    for start in range(0, len(test), rows):
-        part = slice(start, start + rows)
-        votes = weights.new_zeros(len(weights[part]), classes)
-        for last, size in zip([0, *kept], kept, strict=False):
-            votes.scatter_add_(1, labels[part, last:size], weights[part, last:size])
-            answers[size][part] = votes.argmax(1)
-    return answers
 
 
 class _Search:
@@ -153,7 +102,7 @@ class _Search:
         index = torch.empty(len(queries), self.k, dtype=torch.int64, device=self.device)
         for start in range(0, len(queries), self.settled_rows):
             part = slice(start, start + self.settled_rows)
-            similarity[part], index[part] = self._again(queries[part], proposed.column[part])
+            similarity[part], index[part] = ranked(queries[part], self.base, proposed.column[part], self.k)
         # What was not proposed is at most as similar as the last that was, but for rounding.
         uncertain = (similarity[:, -1] <= proposed.value[:, -1] + rounding).nonzero()[:, 0]
         if len(uncertain):
@@ -165,20 +114,11 @@ class _Search:
     def _scan(self, queries: Tensor, own: Tensor | None, size: int, propose: Propose) -> "_ShortList":
         best = _ShortList.empty(len(queries), size, self.device)
         for first in range(0, len(self.base), self.columns):
-            base = _tile(self.base, first, self.columns, self.device)
+            base = tile(self.base, first, self.columns, self.device)
             for start in range(0, len(queries), self.tall):
                 part = slice(start, start + self.tall)
                 propose(best.part(part), queries[part], base, first, None if own is None else own[part])
         return best
-
-    def _again(self, queries: Tensor, column: Tensor) -> Found:
-        """The first k of a short list by similarity in float64, rounded to float32, then by index."""
-        column, _ = column.sort(dim=1)  # so that a stable sort leaves ties by index; -1: no such row
-        picked = _take(self.base, column.clamp(min=0).flatten(), self.device).view(*column.shape, -1)
-        similarity = torch.bmm(picked.double(), queries.double().unsqueeze(2))[:, :, 0].float()
-        similarity = similarity.masked_fill(column < 0, -torch.inf)
-        similarity, order = similarity.sort(dim=1, descending=True, stable=True)
-        return similarity[:, : self.k], column.gather(1, order)[:, : self.k]
 
     def _by_product(
         self, best: "_ShortList", queries: Tensor, base: Tensor, first: int, own: Tensor | None
@@ -205,6 +145,20 @@ class _Search:
         if own is not None:
             values = values.masked_fill(columns == own[:, None], -torch.inf)
         best.merge(torch.arange(len(queries), device=queries.device), columns, values)
+
+
+def ranked(queries: Tensor, base: Rows, column: Tensor, k: int) -> Found:
+    """The first k of each query's short list by similarity in float64, rounded to float32, then by index.
+
+    Args:
+        column: [queries, any] rows of the base; -1: no such row.
+    """
+    column, _ = column.sort(dim=1)  # so that a stable sort leaves ties by index
+    picked = take(base, column.clamp(min=0).flatten(), queries.device).view(*column.shape, -1)
+    similarity = torch.bmm(picked.double(), queries.double().unsqueeze(2))[:, :, 0].float()
+    similarity = similarity.masked_fill(column < 0, -torch.inf)
+    similarity, order = similarity.sort(dim=1, descending=True, stable=True)
+    return similarity[:, :k], column.gather(1, order)[:, :k]
 
 
 class _ShortList:
@@ -275,20 +229,6 @@ class _ShortList:
             self.merge(rows, columns, values)
 
 
-class _Normalised:
-    """Rows made L2-normalised as they are read, so that nothing is copied whole."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows, self.shape = rows, rows.shape
-        self.device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, rows: Any, /) -> Tensor:
-        return torch.nn.functional.normalize(_as_tensor(self._rows[rows]).float(), dim=-1)
-
-
 def _backend(name: str) -> str:
     if name not in ("auto", "torch", "faiss"):
         raise ValueError(f"backend={name!r}: choose from auto, faiss, torch")
@@ -306,26 +246,11 @@ def _rounding(queries: Rows, base: Rows, step: int, device: torch.device) -> flo
 
 
 def _largest_norm(rows: Rows, step: int, device: torch.device, name: str) -> float:
-    norms = [_tile(rows, start, step, device).norm(dim=1).max() for start in range(0, len(rows), step)]
+    norms = [tile(rows, start, step, device).norm(dim=1).max() for start in range(0, len(rows), step)]
     largest = float(torch.stack(norms).max())
     if not np.isfinite(largest):
         raise ValueError(f"a row of the {name} holds NaN or infinity")
     return largest
-
-
-def _tile(rows: Rows, start: int, count: int, device: torch.device) -> Float[Tensor, "count dim"]:
-    return _as_tensor(rows[start : start + count]).to(device, torch.float32)
-
-
-def _take(rows: Rows, index: Tensor, device: torch.device) -> Float[Tensor, "index dim"]:
-    if isinstance(rows, Tensor | _Normalised):
-        return _as_tensor(rows[index.to(rows.device)]).to(device, torch.float32)
-    return _as_tensor(rows[index.cpu().numpy()]).to(device, torch.float32)
-
-
-def _as_tensor(rows: Any) -> Tensor:
-    # Copied, because torch warns of memory maps opened for reading; a tensor is taken as it is.
-    return rows.detach() if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
 
 
 @contextmanager
