@@ -1,29 +1,41 @@
 """Checkpoints: everything a run continues from, visible only when whole.
 
 `checkpoints/00001200/` holds the state after 1200 steps, written by torch.distributed.checkpoint: it shards
-by rank and loads on another number of ranks. A folder is renamed into place when all of it is on disk.
+by rank and loads on another number of ranks. A folder is renamed into place when all of it is on disk, while
+training goes on.
 """
 
 import os
 import re
 import shutil
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
+import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from dinov2.exits import UserError
-from dinov2.files import TEMPORARY, sync_folder
+from dinov2.files import TEMPORARY, remove_leftovers, sync_folder
 from dinov2.parallel import barrier, is_main, world
 
+IN_THIS_THREAD = StagingOptions(
+    use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
+)
 NAME = re.compile(r"\d{8}")
 
 
 class Checkpoints:
     """The checkpoints of one run folder.
+
+    Saving copies the state to the host's memory and returns; a thread writes the copy, shows it under its
+    name when all ranks have written, and drops old ones. The end of the context awaits the last write.
 
     Args:
         folder: `RUN/checkpoints`.
@@ -33,6 +45,24 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0) -> None:
         self.folder, self.keep, self.keep_every = folder, keep, keep_every
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._stager = DefaultStager(IN_THIS_THREAD)  # keeps the memory of its copy for the next one
+        self._group: Any = None  # of processes; apart from training's, whose collectives go on meanwhile
+
+    def __enter__(self) -> Self:
+        if is_main() and self.folder.is_dir():
+            remove_leftovers(self.folder)
+        if world() > 1:
+            self._group = dist.new_group(backend="gloo")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(Exception) if error else nullcontext():  # what ended the block is the better reason
+            self.wait()
+        self._stager.close()
 
     def steps(self) -> list[int]:
         """The steps that have a whole checkpoint, ascending."""
@@ -41,19 +71,44 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if NAME.fullmatch(path.name))
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after `step` steps. All ranks call it; it appears whole or not at all."""
-        final, work = self._path(step), self.folder / f"{TEMPORARY}{step:08d}"
+        """Begin to write the state after `step` steps. All ranks call it; it appears whole or not at all.
+
+        The tensors may change as soon as this returns. If the last checkpoint is still being written, it
+        waits for that first: at most one copy of the state is in memory.
+
+        Raises:
+            OSError: the last one could not be written; the disk may be full.
+        """
+        self.wait()
+        work = self.folder / f"{TEMPORARY}{step:08d}"
         if is_main():
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
         barrier()
-        _quietly(dcp_save, state, work)
-        barrier()
-        if is_main() and not final.exists():
-            os.replace(work, final)
+        copy = self._stager.stage(state)
+        self._writing = self._thread.submit(self._write, step, work, copy)
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more on this rank.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except CheckpointException as error:
+            raise _reason(error) from error
+
+    def _write(self, step: int, work: Path, copy: Any) -> None:
+        _quietly(dcp_save, copy, work, process_group=self._group)
+        # The main rank comes here when every rank's part is on its disk.
+        if is_main() and not self._path(step).exists():
+            os.replace(work, self._path(step))
             sync_folder(self.folder)
             self._drop_old()
-        barrier()
 
     def load(self, step: int, state: dict[str, Any]) -> dict[str, Any]:
         """Fill `state`, whose tensors say shapes and sharding, in place; also returns it.
@@ -90,8 +145,19 @@ class Checkpoints:
         shutil.rmtree(dead)
 
 
-def _quietly(operation: Any, state: dict[str, Any], path: Path) -> None:
+def _reason(error: CheckpointException) -> BaseException:
+    """The OSError behind a failed write: torch's file writer raises a RuntimeError of its own over it."""
+    first: BaseException | None = next((cause for cause, _ in error.failures.values()), None)
+    inner = first
+    while inner is not None:
+        if isinstance(inner, OSError):
+            return inner
+        inner = inner.__cause__ or inner.__context__
+    return first or error
+
+
+def _quietly(operation: Any, state: dict[str, Any], path: Path, **options: Any) -> Any:
     with warnings.catch_warnings():
         # On one process there is no group to coordinate with, which is said anew at each save.
         warnings.filterwarnings("ignore", message=".*process group.*|.*single process.*")
-        operation(state, checkpoint_id=path, no_dist=world() == 1)
+        return operation(state, checkpoint_id=path, no_dist=world() == 1, **options)

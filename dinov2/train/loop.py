@@ -41,7 +41,7 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
 
     if state.step == 0:
         metrics.write(0, knn.of(state))
-    with StopSignals(config.signals) as stop, metrics, bar:
+    with StopSignals(config.signals) as stop, checkpoints, metrics, bar:
         for views, fed in feed(config, source, device, rollbacks.batch, first=state.step, last=steps):
             rates = schedules.at(state.step)
             set_rates(state.optimizer, rates)
@@ -82,6 +82,7 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
             if due and not save(state, checkpoints):
                 raise Astray("weights not finite", stopping=stopping)
             if stopping and state.step < steps:
+                checkpoints.wait()
                 stop.leave(state.step, steps)
 
 

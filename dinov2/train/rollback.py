@@ -19,7 +19,7 @@ from dinov2.checkpoint import Checkpoints
 from dinov2.exits import NoProgress, RunAgain
 from dinov2.files import read_json, write_json, write_text
 from dinov2.logs import read_metrics
-from dinov2.parallel import barrier, is_main
+from dinov2.parallel import all_gather_objects, barrier, is_main
 from dinov2.train.state import State
 
 CAUSES = """\
@@ -81,7 +81,8 @@ class Rollbacks:
             RunAgain: a signal had asked to stop.
         """
         last = self.cuts[-1] if self.cuts else None
-        good = [step for step in checkpoints.steps() if step <= state.step - state.skipped_in_a_row]
+        there = all_gather_objects(checkpoints.steps())[0]  # the main rank's: it has shown the last one
+        good = [step for step in there if step <= state.step - state.skipped_in_a_row]
         stuck = last is not None and (good[-1] if good else 0) <= last.to
         if last is not None and stuck:
             good = [step for step in good if step < last.to] or good[:1]
@@ -94,7 +95,6 @@ class Rollbacks:
             what=str(astray),
             pictures=astray.pictures,
         )
-        barrier()  # everyone has read the checkpoints' names
         if cut.in_a_row > limit:
             self._give_up(cut, limit)
         if is_main():

@@ -1,13 +1,9 @@
 """Schedules, groups of parameters, clipping, the teacher's average, and checkpoints."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
-from dinov2.checkpoint import Checkpoints
-from dinov2.exits import UserError
 from dinov2.models.config import vit_config
 from dinov2.models.vit import VisionTransformer
 from dinov2.optim import (
@@ -172,18 +168,3 @@ def test_the_average_moves_by_the_smallest_steps():
     expected = 0.9999 * before.double() + 0.0001 * student.weight.double()
     assert not torch.equal(teacher.weight, before)
     torch.testing.assert_close(teacher.weight.double(), expected, rtol=1e-6, atol=1e-8)
-
-
-def test_checkpoints_are_whole_kept_and_loaded(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path / "c", keep=2, keep_every=4)
-    for step in range(1, 8):
-        checkpoints.save(step, {"weight": torch.full((3,), float(step)), "step": step})
-    assert checkpoints.steps() == [4, 6, 7]
-    state = checkpoints.load(6, {"weight": torch.zeros(3), "step": 0})
-    assert state["step"] == 6 and torch.equal(state["weight"], torch.full((3,), 6.0))
-    damaged = next((tmp_path / "c" / "00000007").glob("*.distcp"))
-    damaged.write_bytes(damaged.read_bytes()[:20])
-    with pytest.raises(UserError, match="cannot be loaded"):
-        checkpoints.load(7, {"weight": torch.zeros(3), "step": 0})
-    with pytest.raises(UserError, match="cannot be loaded"):
-        checkpoints.load(6, {"weight": torch.zeros(5), "step": 0})

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ def finish(
 ) -> "subprocess.CompletedProcess[str]":
     """Run to the end in `folder`."""
     return subprocess.run(
-        words, cwd=folder, capture_output=True, text=True, timeout=120, env=os.environ | dict(env or {})
+        words, cwd=folder, capture_output=True, text=True, timeout=240, env=os.environ | dict(env or {})
     )
 
 
@@ -43,3 +45,32 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     """`metrics.jsonl` without what differs from run to run."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in SPEEDS} for line in lines]
+
+
+def on_processes(
+    words: Sequence[str], folder: Path, count: int, env: Mapping[str, str] | None = None
+) -> "list[subprocess.Popen[str]]":
+    """The command as ranks of one run, as a launcher that does nothing else would start them."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    return [
+        subprocess.Popen(
+            words,
+            cwd=folder,
+            env=os.environ | ranks | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | dict(env or {}),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+def wait_for_lines(path: Path, count: int, runs: "Sequence[subprocess.Popen[str]]") -> None:
+    """Return when the file has so many lines; fail if a run ends before."""
+    until = time.monotonic() + 90
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert all(run.poll() is None for run in runs) and time.monotonic() < until
+        time.sleep(0.05)

@@ -2,15 +2,13 @@
 
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from dinov2.models import load_backbone
-from tests.dinov2.train.runs import finish, lines_of, train_words
+from tests.dinov2.train.runs import finish, lines_of, on_processes, train_words, wait_for_lines
 from tests.faults import assert_survives, at, when
 
 
@@ -20,7 +18,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(pictures: Path, tmp
         train_words(pictures, *labelled),
         tmp_path,
         results=["run/backbone/*", "run/metrics.jsonl"],
-        moments=[when("run/checkpoints/00000002"), at(0.9), when("run/checkpoints/00000006")],
+        moments=[when("run/checkpoints/00000002"), when("run/checkpoints/.part-00000006/*.distcp"), at(0.9)],
         read={"run/metrics.jsonl": lines_of},
     )
     lines = lines_of(tmp_path / "killed" / "run" / "metrics.jsonl")
@@ -32,16 +30,18 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(pictures: Path, tmp
     assert again.returncode == 0 and "already done" in again.stdout
 
 
-def test_a_stop_signal_saves_at_the_next_step_and_asks_to_be_run_again(pictures: Path, tmp_path: Path):
-    command = train_words(pictures, "steps=10000", "checkpoint.every=10000", "teacher.targets=centering")
-    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_to_one_rank_saves_on_all_at_the_same_step_and_asks_to_be_run_again(
+    pictures: Path, tmp_path: Path, ranks: int
+):
+    words = train_words(pictures, "steps=10000", "checkpoint.every=10000", "teacher.targets=centering")
+    runs = on_processes(words, tmp_path, ranks)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.stat().st_size):
-        assert run.poll() is None
-        time.sleep(0.05)
-    run.send_signal(signal.SIGTERM)
-    _, said = run.communicate(timeout=60)
-    assert run.returncode == 75 and "saved at step" in said.splitlines()[-1]
+    wait_for_lines(metrics, 1, runs)
+    runs[-1].send_signal(signal.SIGTERM)
+    for run in runs:
+        _, said = run.communicate(timeout=60)
+        assert run.returncode == 75 and "saved at step" in said.splitlines()[-1], said
     saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert [int(name) for name in saved] == [lines_of(metrics)[-1]["step"]]
 
