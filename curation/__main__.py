@@ -1,8 +1,10 @@
 """Choose from a pool the pictures to train on; write shards, a manifest and a reason for every decision.
 
-Stages, in this order: ingest, embed, duplicates, holdout, retrieval, budget, write, report. Each leaves its
-files under output/stages/NAME and may be killed at any moment: the same command continues. stop_after=NAME
-ends early.
+Stages, in this order: ingest, embed, duplicates, holdout, clusters, retrieval, budget, write, report. Each
+leaves its files under output/stages/NAME and may be killed at any moment: the same command continues.
+stop_after=NAME ends early. from_stage=NAME decides again in a finished folder: settings of that stage and
+of later ones may be new, and what was searched for is not searched again. from_stage=ingest takes up pictures
+that came to the sources or went; what was there is not read again.
 """
 
 import sys
@@ -10,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from curation import budget, duplicates, embed, holdout, ingest, report, retrieval, write
-from curation.config import CurateConfig
+from curation import budget, clusters, duplicates, embed, holdout, ingest, report, retrieval, write
+from curation.config import CurateConfig, stage_of
 from curation.pieces import Workers
 from curation.run import Run
 from dinov2.config import read
@@ -24,6 +26,7 @@ STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "embed": embed.run,
     "duplicates": duplicates.run,
     "holdout": holdout.run,
+    "clusters": clusters.run,
     "retrieval": retrieval.run,
     "budget": budget.run,
     "write": write.run,
@@ -34,9 +37,12 @@ STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
 def main(words: list[str]) -> None:
     """`dinov2 curate [RECIPE] pool=… [seeds=…] [holdout=…] output=DIR`."""
     config = read(CurateConfig, words, recipes="curation", doc=__doc__ or "")
-    config.check(list(STAGES))
-    with claim(config.output, config) as folder, Workers(config.workers) as workers:
-        curate(Run(config, folder, workers))
+    config.check()
+    again = _from(config.from_stage)
+    hint = "; from_stage=NAME lets settings of that stage and of later ones differ"
+    folder = claim(config.output, config, free=lambda key: stage_of(key) in again, hint=hint)
+    with folder as path, Workers(config.workers) as workers:
+        curate(Run(config, path, workers))
 
 
 def curate(run: Run) -> None:
@@ -49,22 +55,30 @@ def curate(run: Run) -> None:
     if run.done("embed") is None:
         embed.check(run.config)
     run.check_sources()
-    left = [name for name in names if run.done(name) is None]
+    again = _from(run.config.from_stage)
+    left = [name for name in names if name in again or run.done(name) is None]
     for name in left:
         start = time.perf_counter()
+        run.begin(name)
         counts = STAGES[name](run)
         run.finish(name, counts)
         _say(f"{name}: {_listed(counts)} ({time.perf_counter() - start:.1f} s)")
     if not left:
         _say(f"{run.folder} is finished up to {names[-1]}; nothing to do")
+    if run.done("holdout") is not None:
+        run.forget_before()
     if names[-1] == "report":
         _say(f"report: {run.folder / 'report.html'}")
 
 
+def _from(stage: str | None) -> list[str]:
+    """This stage and the later ones; none for None."""
+    return [] if stage is None else list(STAGES)[list(STAGES).index(stage) :]
+
+
 def _listed(counts: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key.replace('_', ' ')} {value:,}" for key, value in counts.items() if value is not None
-    )
+    known = {key.replace("_", " "): value for key, value in counts.items() if value is not None}
+    return ", ".join(f"{key} {value:,}" for key, value in known.items()) or "done"
 
 
 def _say(line: str) -> None:

@@ -1,116 +1,96 @@
-"""Stage 6: at most so many pictures stay, sampled evenly over clusters of the embedding, or uniformly."""
+"""Stage 7: the mix. At most so many pictures stay, shared out over parts, each sampled evenly.
 
-import math
+Three parts (Siméoni et al. 2025, arXiv 2508.10104, sec. 3.1: their mix beats each alone): what was named
+`as_is` stays whole; the rest of the budget goes by weight to what seeds retrieved and to a balanced sample of
+the pool's clusters. Without a weight for the latter, what no seed asked for has gone before.
+"""
+
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from curation.config import BudgetConfig
-from curation.embed import Embedded
+from curation import clusters
+from curation.ingest import Ingested
 from curation.near import Rows
+from curation.retrieval import asked_for
 from curation.run import Run
-from dinov2.data.manifest import clusters_schema, write_format
+from dinov2.exits import UserError
 
 BEFORE = ["ingest", "duplicates", "holdout", "retrieval"]
-TILE = 65_536
-
-Vectors = NDArray[np.float32]
 
 
 def run(run: Run) -> dict[str, Any]:
     """Draw the budget from what is left."""
     settings = run.config.budget
-    pool = Embedded(run, "pool")
-    live = np.flatnonzero(run.kept(pool.ids, BEFORE))
+    ids = Ingested(run, "pool").readable()["id"].combine_chunks()
+    live = np.flatnonzero(run.kept(ids, BEFORE))
     if settings.pictures is None or settings.pictures >= len(live):
         run.drop("budget", {"id": []})
         return {"budget": settings.pictures, "dropped": 0}
-    cluster = np.zeros(len(live), np.int64)
-    if settings.sampling == "balanced":
-        cluster, distance = _clusters(pool.vectors[live].astype(np.float32), settings, run.config.seed)
-        table = pa.table({"id": pool.ids.take(live), "level_0": cluster, "distance": distance})
-        write_format(run.folder / "clusters.parquet", table, clusters_schema(1))
-    chosen = balanced(cluster, settings.pictures, np.random.default_rng([run.config.seed, 1]))
-    lost = np.delete(live, chosen)
-    run.drop("budget", {"id": pool.ids.take(lost).to_pylist()})
-    return {"budget": settings.pictures, "dropped": len(lost), "clusters": len(np.unique(cluster))}
+    parts = _parts(run, ids, live)
+    left = settings.pictures - len(parts["as_is"])
+    if left < 0:
+        raise UserError(
+            f"budget.pictures={settings.pictures}: the pictures of as_is={run.config.as_is} are "
+            f"{len(parts['as_is'])} alone; give more, or name fewer"
+        )
+    drawn = [name for name in ("retrieved", "clustered") if len(parts[name])]
+    weights = [getattr(settings, name) for name in drawn]
+    sizes = portions(np.array([len(parts[name]) for name in drawn]), np.array(weights, float), left)
+    generator = np.random.default_rng([run.config.seed, 1])
+    chosen = {"as_is": parts["as_is"]}
+    for name, size in zip(drawn, sizes.tolist(), strict=True):
+        chosen[name] = _drawn(run, ids, parts[name], size, generator)
+    lost = np.setdiff1d(live, np.concatenate(list(chosen.values())))
+    run.drop("budget", {"id": ids.take(pa.array(lost)).to_pylist()})
+    counts = {name: len(rows) for name, rows in chosen.items() if len(rows)}
+    return {"budget": settings.pictures, **counts, "dropped": len(lost)}
 
 
-def balanced(cluster: Rows, budget: int, generator: np.random.Generator) -> Rows:
-    """Rows of a sample of `budget` pictures that evens clusters out (Vo et al. 2024, arXiv 2405.15613).
+def portions(sizes: NDArray[np.int64], weights: NDArray[np.float64], budget: int) -> NDArray[np.int64]:
+    """[parts] how much of each part: by weight; what a part is short of goes to the others by theirs.
 
-    The largest cut with sum(min(cut, size)) <= budget is taken of every cluster; the remainder falls on
-    random pictures of clusters that have more.
+    Sums to min(budget, sum of the sizes of parts with a weight).
     """
-    _, cluster, sizes = np.unique(cluster, return_inverse=True, return_counts=True)
-    cut = int(np.searchsorted(_cumulative(sizes), budget, side="right")) - 1
-    shuffled = generator.permutation(len(cluster))
-    order = shuffled[np.argsort(cluster[shuffled], kind="stable")]
-    place = np.empty(len(cluster), np.int64)
-    place[order] = np.arange(len(cluster)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    chosen = place < cut
-    spare = shuffled[(place == cut)[shuffled]]
-    chosen[spare[: budget - int(chosen.sum())]] = True
-    return np.flatnonzero(chosen)
-
-
-def _cumulative(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[largest + 1] sum(min(cut, size)) for every cut from 0."""
-    more = np.bincount(sizes, minlength=int(sizes.max()) + 1)
-    at_least = np.cumsum(more[::-1])[::-1]  # clusters of at least this size
-    return np.concatenate([[0], np.cumsum(at_least[1:])])
-
-
-def _clusters(vectors: Vectors, settings: BudgetConfig, seed: int) -> tuple[Rows, Vectors]:
-    count = settings.clusters or max(1, math.isqrt(len(vectors)))
-    with threadpool_limits(1):  # sums in one order, whatever the machine is busy with
-        return kmeans(vectors, min(count, len(vectors)), settings.rounds, np.random.default_rng([seed, 0]))
-
-
-def kmeans(vectors: Vectors, count: int, rounds: int, generator: np.random.Generator) -> tuple[Rows, Vectors]:
-    """Cluster of each of [n, dim] vectors, and its distance to the centroid (Lloyd, from k-means++)."""
-    centroids = _plus_plus(vectors, count, generator)
-    cluster, distance = _assign(vectors, centroids)
-    for _ in range(rounds):
-        sums = np.zeros((count, vectors.shape[1]))
-        np.add.at(sums, cluster, vectors)
-        sizes = np.bincount(cluster, minlength=count)
-        centroids = (sums / np.maximum(sizes, 1)[:, None]).astype(np.float32)
-        empty = np.flatnonzero(sizes == 0)
-        centroids[empty] = vectors[np.argsort(-distance, kind="stable")[: len(empty)]]
-        before = cluster
-        cluster, distance = _assign(vectors, centroids)
-        if np.array_equal(before, cluster):
+    taken = np.zeros(len(sizes), np.int64)
+    open_ = weights > 0
+    while open_.any():
+        left = budget - int(taken[~open_].sum())
+        share = left * weights * open_ / weights[open_].sum()
+        full = open_ & (sizes <= share)
+        if not full.any():
+            taken[open_] = np.floor(share[open_]).astype(np.int64)
+            first = np.flatnonzero(open_)[np.argsort(-(share - taken)[open_], kind="stable")]
+            taken[first[: left - int(taken[open_].sum())]] += 1
             break
-    return cluster, distance
+        taken[full] = sizes[full]
+        open_ &= ~full
+    return taken
 
 
-def _assign(vectors: Vectors, centroids: Vectors) -> tuple[Rows, Vectors]:
-    cluster = np.empty(len(vectors), np.int64)
-    distance = np.empty(len(vectors), np.float32)
-    for at in range(0, len(vectors), TILE):
-        rows = slice(at, at + TILE)
-        squares = _squares(vectors[rows], centroids)
-        cluster[rows] = squares.argmin(axis=1)
-        distance[rows] = np.sqrt(squares.min(axis=1))
-    return cluster, distance
+def _parts(run: Run, ids: pa.Array, live: Rows) -> dict[str, Rows]:
+    """Rows of the three parts, which have none in common."""
+    as_is = live[run.as_is(ids)[live]]
+    rest = np.setdiff1d(live, as_is)
+    asked = asked_for(run)
+    if asked is None:
+        retrieved = rest if run.config.budget.clustered == 0 else rest[:0]
+    else:
+        retrieved = rest[pc.is_in(ids.take(pa.array(rest)), value_set=asked).to_numpy(zero_copy_only=False)]
+    return {"as_is": as_is, "retrieved": retrieved, "clustered": np.setdiff1d(rest, retrieved)}
 
 
-def _plus_plus(vectors: Vectors, count: int, generator: np.random.Generator) -> Vectors:
-    chosen = [int(generator.integers(len(vectors)))]
-    nearest = _squares(vectors, vectors[chosen])[:, 0]
-    while len(chosen) < count:
-        total = np.cumsum(nearest, dtype=np.float64)
-        drawn = np.searchsorted(total, generator.random() * total[-1], side="right")
-        chosen.append(int(min(drawn, len(vectors) - 1)))
-        nearest = np.minimum(nearest, _squares(vectors, vectors[chosen[-1:]])[:, 0])
-    return vectors[chosen]
+def _drawn(run: Run, ids: pa.Array, rows: Rows, size: int, generator: np.random.Generator) -> Rows:
+    if run.config.budget.sampling == "uniform":
+        return np.sort(generator.permutation(rows)[:size])
+    # Imported here, so that what does not sample starts without torch.
+    from curation.hierarchy import sampled
 
-
-def _squares(vectors: Vectors, centroids: Vectors) -> Vectors:
-    products = vectors @ centroids.T
-    own, theirs = (vectors**2).sum(axis=1)[:, None], (centroids**2).sum(axis=1)[None, :]
-    return (own - 2 * products + theirs).clip(min=0)
+    if not (run.folder / clusters.FILE).exists():
+        clusters.make(run)
+    clustered, levels = clusters.levels_of(run)
+    place = pc.index_in(ids.take(pa.array(rows)), value_set=clustered).to_numpy()
+    return rows[sampled([level[place] for level in levels], size, generator)]

@@ -1,15 +1,38 @@
 """The settings of `dinov2 curate`, one section a stage."""
 
+import dataclasses
 from dataclasses import dataclass
+from itertools import pairwise
 
-from dinov2.config import at_least, listed, one_of, required, runtime, section
+from dinov2.config import at_least, by_name, listed, one_of, required, runtime, section
 from dinov2.exits import UserError
 
 BUILT_IN = "descriptor"
 SAMPLING = {"balanced", "uniform"}
 COLLISIONS = {"keep", "drop", "refill"}
+MODES = {"samples", "clusters", "auto"}
 CHAINS = {"whole", "direct"}
 FLAGS = {"small", "blank", "aspect"}
+
+# The stages in their order, and what each is told: a setting, or a section.
+TOLD = {
+    "ingest": ("pool", "seeds", "holdout", "as_is", "ingest"),
+    "embed": ("backbone", "seed", "embed"),
+    "duplicates": ("duplicates",),
+    "holdout": ("leaks",),
+    "clusters": ("clusters",),
+    "retrieval": ("retrieval",),
+    "budget": ("budget",),
+    "write": ("write",),
+    "report": (),
+}
+# What is decided with a search's result; all else that duplicates and holdout are told is for the search.
+DECIDING = {"enabled", "chains", "loosest", "threshold"}
+
+
+def stage_of(key: str) -> str:
+    """The first stage that is told of the setting with this dotted key."""
+    return next(stage for stage, told in TOLD.items() if key.partition(".")[0] in told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +85,61 @@ class LeaksConfig(NearConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClustersConfig:
+    """Hierarchical k-means (arXiv 2405.15613), the finest level first."""
+
+    levels: list[int] = (
+        listed()
+    )  # clusters on each level, falling; []: the square root of the pool, if needed
+    resamplings: int = 0  # times that each level is fitted again to the members nearest to its centroids
+    nearest: int = 3  # of each cluster, for that
+    rounds: int = 50  # of k-means, at most
+    memory_gib: float = 1.0  # bound on what clustering holds besides 12 bytes a picture and the centroids
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetConfig:
+    """How one set of seeds asks; what is null is as for all sets."""
+
+    mode: str | None = None  # "samples", "clusters" or "auto"
+    k: int | None = None  # pictures for each seed
+    collisions: str | None = None  # "keep", "drop" or "refill"
+    minimum: float | None = None  # least cosine to the seed
+    more_than: int | None = None  # seeds that a cluster holds for the set to ask for it
+    each: int | None = None  # pictures of each such cluster
+    cap: int | None = None  # pictures for the set
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetrievalConfig:
-    k: int = 4  # pool pictures for each seed (DINOv2 app. A: 4, or 32 for few seeds)
+    mode: str = "samples"  # by nearest "samples" or by "clusters"; "auto": samples for large sets of seeds
+    large: int = 1_000_000  # seeds from which "auto" goes by samples (DINOv2 app. A)
+    k: int = 4  # samples: pool pictures for each seed (DINOv2 app. A: 4, or 32 for ImageNet-1k)
     collisions: str = "keep"  # who gets what several seeds ask for: all ("keep"), or one: "drop", "refill"
-    minimum: float = -1.0  # least cosine to the seed
+    minimum: float = -1.0  # samples: least cosine to the seed
+    clusters: int | None = None  # clusters of the pool; null: the square root of its pictures
+    more_than: int = 3  # clusters: a set asks for those that hold more than so many of its seeds
+    each: int = 10_000  # clusters: at most so many random pictures of each
+    cap: int | None = None  # at most so many pictures for a set
+    sets: dict[str, SetConfig] = by_name()  # for the set of that name (seeds=NAME=…,…) only
+    only: bool = True  # what no seed asks for goes; false: it may still be drawn by budget.clustered
+
+    def of(self, name: str, seeds: int) -> "RetrievalConfig":
+        """The settings of the set of this name with so many seeds: its mode is "samples" or "clusters"."""
+        own = self.sets.get(name, SetConfig())
+        fields = ((field.name, getattr(own, field.name)) for field in dataclasses.fields(own))
+        mine = dataclasses.replace(self, **{key: value for key, value in fields if value is not None})
+        if mine.mode != "auto":
+            return mine
+        return dataclasses.replace(mine, mode="samples" if seeds >= self.large else "clusters")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
     pictures: int | None = None  # at most so many pictures stay; null: all
     sampling: str = "balanced"  # "balanced" over clusters of the embedding, or "uniform"
-    clusters: int | None = None  # number of k-means clusters; null: the square root of the pool
-    rounds: int = 20  # of k-means
+    retrieved: float = 1.0  # weight of what seeds asked for (all, without seeds) in the mix
+    clustered: float = 0.0  # weight of a sample of all others; with seeds it wants retrieval.only=false
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +152,12 @@ class CurateConfig:
     pool: str = required()  # source of the pictures to choose from
     seeds: str | None = None  # source of pictures whose like is wanted
     holdout: str | None = None  # source of pictures that must not leak into the result
+    as_is: str | None = None  # source of more pictures of the pool, that stay whatever seeds and budget say
     output: str = runtime(required())  # folder for decisions, manifest, shards and report
     backbone: str = BUILT_IN  # what embeds: "descriptor", or a backbone folder, timm:NAME, a weights file
     seed: int = 0  # of the sampling
     stop_after: str | None = runtime(None)  # name of the last stage to run
+    from_stage: str | None = runtime(None)  # this stage and later ones run again, where settings may be new
     workers: int = runtime(0)  # processes; 0: one a core
     device: str = runtime("cpu")  # where a backbone runs
     cache: str | None = runtime(None)  # folder for tar indexes and what comes from URLs; null: the user's
@@ -97,21 +165,33 @@ class CurateConfig:
     embed: EmbedConfig = section(EmbedConfig)
     duplicates: DuplicatesConfig = section(DuplicatesConfig)
     leaks: LeaksConfig = section(LeaksConfig)
+    clusters: ClustersConfig = section(ClustersConfig)
     retrieval: RetrievalConfig = section(RetrievalConfig)
     budget: BudgetConfig = section(BudgetConfig)
     write: WriteConfig = section(WriteConfig)
 
-    def check(self, stages: list[str]) -> None:
+    def check(self) -> None:
         """Raises UserError for a value that no stage could work with."""
         one_of(self.duplicates.chains, CHAINS, "duplicates.chains")
-        one_of(self.retrieval.collisions, COLLISIONS, "retrieval.collisions")
+        for name, own in {"": self.retrieval, **self.retrieval.sets}.items():
+            where = f"retrieval.sets.{name}" if name else "retrieval"
+            if own.collisions is not None:
+                one_of(own.collisions, COLLISIONS, f"{where}.collisions")
+            if own.mode is not None:
+                one_of(own.mode, MODES, f"{where}.mode")
         one_of(self.budget.sampling, SAMPLING, "budget.sampling")
         for flag in self.ingest.drop:
             one_of(flag, FLAGS, "ingest.drop")
-        if self.stop_after is not None:
-            one_of(self.stop_after, set(stages), "stop_after")
+        for key, stage in (("stop_after", self.stop_after), ("from_stage", self.from_stage)):
+            if stage is not None:
+                one_of(stage, set(TOLD), key)
+        if self.seeds is not None and self.budget.clustered > 0 and self.retrieval.only:
+            raise UserError("budget.clustered draws from what no seed asks for: give retrieval.only=false")
+        if any(above >= below for below, above in pairwise([*self.clusters.levels, 0])):
+            raise UserError(f"clusters.levels={self.clusters.levels}: give falling numbers of clusters")
         at_least(1, self, "ingest.piece", "embed.copied", "embed.dimension", "embed.sample", "embed.batch")
-        at_least(1, self, "duplicates.k", "leaks.k", "retrieval.k", "budget.rounds", "write.shard")
+        at_least(1, self, "duplicates.k", "leaks.k", "retrieval.k", "retrieval.each", "write.shard")
+        at_least(1, self, "clusters.nearest", "clusters.rounds")
         at_least(0, self, "workers")
         if self.budget.pictures is not None and self.budget.pictures < 1:
             raise UserError(

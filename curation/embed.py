@@ -4,20 +4,25 @@ Either the built-in descriptor, whitened on the pool, or a backbone. Both leave 
 (`dinov2.features.Embeddings`), with rows of length 1 in the order of `Ingested.readable()`.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from curation.config import BUILT_IN, CurateConfig
 from curation.descriptor import Whitening
 from curation.ingest import Ingested
 from curation.looks import THUMB
-from curation.run import Run
+from curation.run import BEFORE, Run
 from curation.synthetic import changes
 from dinov2.console import progress
-from dinov2.files import sha256_of, write_json, write_table, write_whole
+from dinov2.data.sources import Source
+from dinov2.exits import UserError
+from dinov2.files import read_json, sha256_of, write_bytes, write_json, write_table, write_whole
 
 if TYPE_CHECKING:
     from dinov2.features import BackboneEmbedder
@@ -40,6 +45,9 @@ def run(run: Run) -> dict[str, Any]:
 def _whitening(run: Run) -> Whitening:
     """Fitted once, on the pool pictures with the lowest ids (ids are hashes, so that is a random sample)."""
     path = run.stage("embed") / "whitening.npz"
+    before = run.before("embed")
+    if not path.exists() and before is not None and (before / path.name).exists():
+        write_bytes(path, (before / path.name).read_bytes())  # so that what was embedded stays as it was
     if not path.exists():
         pool, config = Ingested(run, "pool"), run.config.embed
         raw = pool.raw()
@@ -117,20 +125,65 @@ def _backbone(config: CurateConfig) -> "BackboneEmbedder":
 
 def _embed_backbone(run: Run) -> None:
     from dinov2.features import embed  # imported here: the descriptor does without torch
+    from dinov2.features.folder import META
 
     config = run.config.embed
     embedder = _backbone(run.config)
     for role, source in run.sets.items():
-        readable = np.flatnonzero(Ingested(run, role).table["error"].is_null().to_numpy())
-        embed(
-            source.select(readable),
-            embedder,
-            run.stage("embed") / role,
-            rows_per_file=ROWS_PER_FILE,
-            batch=config.batch,
-            workers=run.workers.count if run.workers.count > 1 else 0,
-            what=f"embed {role}",
-        )
+        readable = source.select(np.flatnonzero(Ingested(run, role).table["error"].is_null().to_numpy()))
+        before = run.before("embed")
+        old = before / role if before is not None and (before / role / META).exists() else None
+        # Where others are embedded already, only what is new is, in a folder of its own.
+        folder = run.stage("embed") / (role if old is None else f"{role}.new")
+        fresh = np.arange(len(readable)) if old is None else _unknown(run, role)
+        if len(fresh):
+            embed(
+                readable.select(fresh),
+                embedder,
+                folder,
+                rows_per_file=ROWS_PER_FILE,
+                batch=config.batch,
+                workers=run.workers.count if run.workers.count > 1 else 0,
+                what=f"embed {role}",
+            )
+        if old is not None:
+            _join(readable, [old, *([folder] if len(fresh) else [])], run.stage("embed") / role)
+
+
+def _unknown(run: Run, role: str) -> NDArray[np.int64]:
+    """Numbers of the readable pictures that were not there, with these bytes, before the source changed."""
+    now, before = (
+        Ingested(run, role).readable(),
+        Ingested.at(run.folder / BEFORE / "ingest" / role).readable(),
+    )
+    place = pc.index_in(now["id"].combine_chunks(), value_set=before["id"].combine_chunks())
+    same = pc.equal(before["sha256"].take(place), now["sha256"])
+    return np.flatnonzero(~pc.fill_null(same, False).to_numpy())
+
+
+def _join(source: Source, parts: list[Path], folder: Path) -> None:
+    """One folder of embeddings, in the order of the source, from several."""
+    from dinov2.features import Embeddings
+    from dinov2.features.folder import IDS, META
+
+    opened = [Embeddings.open(part) for part in parts]
+    if len({part.meta["weights"] for part in opened}) > 1:
+        raise UserError(f"the backbone has changed since {parts[0]} was made; name another output folder")
+    opened.reverse()  # the new ones come first: a picture may be there with its old bytes too
+    known = pa.array([name for part in opened for name in part.ids], pa.large_string())
+    place = pc.index_in(source.table["id"].combine_chunks(), value_set=known).to_numpy()
+    start = np.cumsum([0, *(len(part) for part in opened)])
+    for number, at in enumerate(range(0, len(source), ROWS_PER_FILE)):
+        wanted = place[at : at + ROWS_PER_FILE]
+        rows = np.empty((len(wanted), opened[0].shape[1]), np.float16)
+        for part, first, last in zip(opened, start[:-1], start[1:], strict=True):
+            mine = (wanted >= first) & (wanted < last)
+            rows[mine] = part[wanted[mine] - first]
+        with write_whole(folder / f"{number:05d}.npy") as file:
+            np.save(file, rows)
+    write_table(folder / IDS, source.table.select(["id", "uri"]))
+    meta = read_json(parts[-1] / META)
+    write_json(folder / META, {**meta, "data": source.fingerprint, "rows": len(source)})
 
 
 class Embedded:

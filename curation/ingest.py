@@ -9,12 +9,13 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import parquet
@@ -49,10 +50,11 @@ def run(run: Run) -> dict[str, Any]:
     config = run.config
     for role, source in run.sets.items():
         folder = run.stage("ingest") / role
+        before = before_of(run, role)
         starts = range(0, len(source), config.ingest.piece)
         spans = [(start, min(start + config.ingest.piece, len(source))) for start in starts]
         pieces = [
-            Piece(folder / f"{number:05d}", source.select(np.arange(*span)))
+            Piece(folder / f"{number:05d}", source.select(np.arange(*span)), before)
             for number, span in enumerate(spans)
             if not (folder / f"{number:05d}.parquet").exists()
         ]
@@ -102,6 +104,7 @@ class Piece:
 
     path: Path
     source: Source
+    before: Path | None  # what was ingested before the source changed
 
     def __len__(self) -> int:
         return len(self.source)
@@ -110,13 +113,18 @@ class Piece:
 def ingest_piece(piece: Piece, *, settings: IngestConfig, describe: bool) -> int:
     """Write the three files of a piece; returns how many pictures it has."""
     records, thumbs, raw = [], [], []
+    known = Known(piece.before, piece.source) if piece.before is not None else {}
     for row, name in enumerate(piece.source.ids):
-        record, thumb = _ingest_one(piece.source, row, settings)
+        if row in known:
+            record, thumb, described = known[row]
+        else:
+            record, thumb = _ingest_one(piece.source, row, settings)
+            described = descriptor.describe(thumb) if describe and thumb is not None else None
         records.append({"id": name, **record})
         if thumb is not None:
             thumbs.append(thumb)
-            if describe:
-                raw.append(descriptor.describe(thumb))
+        if described is not None:
+            raw.append(described)
     _write_rows(piece.path.with_suffix(".thumbs.npy"), thumbs, (looks.THUMB, looks.THUMB, 3), np.uint8)
     if describe:
         _write_rows(piece.path.with_suffix(".raw.npy"), raw, (descriptor.LENGTH,), np.float16)
@@ -158,11 +166,70 @@ def _write_rows(path: Path, rows: Sequence[NDArray[Any]], shape: tuple[int, ...]
         np.save(file, np.stack(rows).astype(kind) if rows else np.zeros((0, *shape), kind))
 
 
+def before_of(run: Run, role: str) -> Path | None:
+    """What ingest left of a set before its source changed, if it can be used."""
+    folder = run.before("ingest")
+    if folder is None or not (folder / role).is_dir() or not (folder / "done.json").exists():
+        return None
+    describe = run.config.backbone == BUILT_IN
+    return folder / role if not describe or (folder / role / "00000.raw.npy").exists() else None
+
+
+class Known:
+    """By row of a source: what was ingested of the same picture, of the same size, before others came."""
+
+    def __init__(self, folder: Path, source: Source):
+        old = _opened(folder)
+        place = pc.index_in(source.table["id"].combine_chunks(), value_set=old.ids)
+        sizes = source.table["size"].to_pylist()
+        rows = ((row, old_row) for row, old_row in enumerate(place.to_pylist()) if old_row is not None)
+        self._rows = {row: at for row, at in rows if sizes[row] == old.bytes[at] and old.place[at] >= 0}
+        self._old = old
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._rows
+
+    def __getitem__(self, row: int) -> tuple[dict[str, Any], NDArray[np.uint8], NDArray[np.float16] | None]:
+        at = self._rows[row]
+        (record,) = self._old.ingested.table.slice(at, 1).drop_columns("id").to_pylist()
+        where = np.array([self._old.place[at]])
+        (thumb,) = self._old.thumbs.rows(where)
+        return record, thumb, self._old.raw.rows(where)[0] if self._old.raw is not None else None
+
+
+@cache
+def _opened(folder: Path) -> "_Old":
+    return _Old(folder)
+
+
+class _Old:
+    def __init__(self, folder: Path):
+        self.ingested = Ingested.at(folder)
+        table = self.ingested.table
+        self.ids = table["id"].combine_chunks()
+        self.bytes = table["bytes"].to_pylist()
+        readable = table["error"].is_null().to_numpy()
+        self.place = np.where(readable, np.cumsum(readable) - 1, -1)
+        self.thumbs = self.ingested.thumbs()
+        described = (folder / "00000.raw.npy").exists()
+        self.raw = self.ingested.raw() if described else None
+
+
 class Ingested:
     """What ingest left of one set (`pool`, `seeds` or `holdout`)."""
 
     def __init__(self, run: Run, role: str):
-        self.folder = run.stage("ingest") / role
+        self._open(run.stage("ingest") / role)
+
+    @classmethod
+    def at(cls, folder: Path) -> "Ingested":
+        """What lies in this folder."""
+        self = cls.__new__(cls)
+        self._open(folder)
+        return self
+
+    def _open(self, folder: Path) -> None:
+        self.folder = folder
         self.parts = sorted(self.folder.glob("*.parquet"))
         self.table = pa.concat_tables([parquet.read_table(part) for part in self.parts]).combine_chunks()
 

@@ -1,37 +1,152 @@
-"""Stage 5: the pictures nearest to each seed stay (DINOv2 app. A, sample-based retrieval)."""
+"""Stage 6: of the pool, what seeds ask for stays (DINOv2 app. A). Each set of seeds asks in its own way.
 
+Sample-based: the k pool pictures nearest to each seed. Cluster-based: the pool is clustered (flat k-means),
+and from every cluster that holds more than n of the set's seeds so many pictures are taken at random. A set
+is a source of `seeds=`; several are joined by commas, and called by name where they are written NAME=….
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute as pc
 
+from curation.config import RetrievalConfig
 from curation.embed import Embedded
 from curation.near import Halves, Rows
 from curation.run import Run
+from dinov2.config import one_of
+from dinov2.data.manifest import EDGES_SCHEMA, read_format
 
 BEFORE = ["ingest", "duplicates", "holdout"]
 SEARCHED = 8  # times k neighbours are searched, so that a seed that lost a collision can take a later one
 
-Found = tuple[Rows, Rows, NDArray[np.float32]]
+Found = tuple[Rows, Rows, NDArray[np.float32]]  # pairs of a seed and a picture, with their similarity
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The live pictures of the pool and, where a set asks by clusters, their clusters."""
+
+    vectors: Halves
+    seed: int
+    cluster: Rows
+    centroids: NDArray[np.float32]
 
 
 def run(run: Run) -> dict[str, Any]:
-    """Keep what seeds ask for; without seeds, everything."""
+    """Keep what seeds ask for, and what is to stay as it is; without seeds, everything."""
     if "seeds" not in run.sets:
         run.drop("retrieval", {"id": []})
         return {"seeds": 0, "asked": 0, "dropped": 0}
     settings = run.config.retrieval
-    pool, seeds = Embedded(run, "pool"), Embedded(run, "seeds")
-    live = np.flatnonzero(run.kept(pool.ids, BEFORE))
-    similarity, index = _search(seeds.vectors[:], pool.vectors[live], settings.k, settings.collisions)
-    index[similarity < settings.minimum] = -1
-    seed, place, how = COLLISIONS[settings.collisions](similarity, index, settings.k)
-    rows = live[place]
-    run.write_edges("retrieval", seeds.ids.take(seed), pool.ids.take(rows), how)
-    lost = np.setdiff1d(live, rows)
-    run.drop("retrieval", {"id": pool.ids.take(lost).to_pylist()})
-    asked = len(np.unique(rows))
-    return {"seeds": len(seeds.ids), "asked": len(rows), "shared": len(rows) - asked, "dropped": len(lost)}
+    embedded, seeds = Embedded(run, "pool"), Embedded(run, "seeds")
+    live = np.flatnonzero(run.kept(embedded.ids, BEFORE))
+    of_set = _sets(run, seeds.ids)
+    for name in settings.sets:
+        one_of(name, set(of_set), "retrieval.sets")
+    pool = _pool(embedded.vectors[live], settings, of_set, run.config.seed)
+    counts, found = {}, []
+    for name, rows in of_set.items():
+        seed, place, how = ask(pool, seeds.vectors[rows], settings.of(name, len(rows)))
+        found.append((rows[seed], live[place], how))
+        counts[name] = len(np.unique(place))
+    seed, rows, how = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    run.write_edges("retrieval", seeds.ids.take(pa.array(seed)), embedded.ids.take(pa.array(rows)), how)
+    asked = np.unique(rows)
+    lost = np.setdiff1d(live, asked)
+    lost = lost[~run.as_is(embedded.ids)[lost]]
+    if run.config.budget.clustered > 0:  # then what nobody asked for may still be drawn
+        lost = lost[:0]
+    run.drop("retrieval", {"id": embedded.ids.take(pa.array(lost)).to_pylist()})
+    shared = len(rows) - len(asked)
+    each = {f"for {name}": count for name, count in counts.items()} if len(counts) > 1 else {}
+    return {"seeds": len(seeds.ids), "asked": len(rows), "shared": shared, **each, "dropped": len(lost)}
+
+
+def asked_for(run: Run) -> pa.Array | None:
+    """Ids of the pool pictures that seeds asked for; None if there are no seeds."""
+    if "seeds" not in run.sets:
+        return None
+    edges = read_format(run.folder / "edges" / "retrieval.parquet", EDGES_SCHEMA, ["b"])
+    return edges["b"].unique()
+
+
+def ask(pool: Pool, seeds: Halves, settings: RetrievalConfig) -> Found:
+    """Pairs of a seed of one set and the row of a live picture that it asks for, by the set's settings."""
+    if settings.mode == "clusters":
+        found = _by_clusters(pool, seeds, settings)
+    else:
+        similarity, index = _search(seeds, pool.vectors, settings.k, settings.collisions)
+        index[similarity < settings.minimum] = -1
+        found = COLLISIONS[settings.collisions](similarity, index, settings.k)
+    return _capped(found, settings.cap)
+
+
+def _sets(run: Run, ids: pa.Array) -> dict[str, Rows]:
+    """Rows of the readable seeds by the name of their source."""
+    table = run.sets["seeds"].table
+    place = pc.index_in(ids, value_set=table["id"].combine_chunks())
+    names = np.array(table["source"].cast(pa.string()).take(place).to_pylist(), dtype=object)
+    return {name: np.flatnonzero(names == name) for name in sorted(set(names.tolist()))}
+
+
+def _pool(vectors: Halves, settings: RetrievalConfig, of_set: dict[str, Rows], seed: int) -> Pool:
+    modes = {settings.of(name, len(rows)).mode for name, rows in of_set.items()}
+    if "clusters" not in modes:
+        return Pool(vectors, seed, np.zeros(0, np.int64), np.zeros((0, vectors.shape[1]), np.float32))
+    from curation.kmeans import kmeans  # it brings torch
+
+    count = min(len(vectors), settings.clusters or math.isqrt(len(vectors)))
+    found = kmeans(vectors, max(1, count), seed=seed)
+    return Pool(vectors, seed, found.cluster, found.centroids)
+
+
+def _by_clusters(pool: Pool, seeds: Halves, settings: RetrievalConfig) -> Found:
+    """Up to `each` random pictures of every cluster that holds more than `more_than` seeds.
+
+    Each picture stands beside the seed of its cluster that it is likest to, so that one can see who asked.
+    """
+    from curation.kmeans import assign
+
+    holds, _ = assign(seeds, pool.centroids)
+    generator = np.random.default_rng([pool.seed, 2])
+    parts = list(_members(pool, seeds, holds, settings, generator))
+    empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    return tuple(np.concatenate(part) for part in zip(empty, *parts, strict=True))  # pyright: ignore[reportReturnType]
+
+
+def _members(
+    pool: Pool, seeds: Halves, holds: Rows, settings: RetrievalConfig, generator: np.random.Generator
+) -> Iterator[Found]:
+    counts = np.bincount(holds, minlength=len(pool.centroids))
+    by_cluster = np.argsort(pool.cluster, kind="stable")
+    bounds = np.searchsorted(pool.cluster[by_cluster], np.arange(len(counts) + 1))
+    for cluster in np.flatnonzero(counts > settings.more_than).tolist():
+        members = by_cluster[bounds[cluster] : bounds[cluster + 1]]
+        chosen = np.sort(generator.permutation(members)[: settings.each])
+        mine = np.flatnonzero(holds == cluster)
+        cosine = pool.vectors[chosen].astype(np.float32) @ seeds[mine].astype(np.float32).T
+        best = cosine.argmax(axis=1)
+        yield mine[best], chosen, cosine[np.arange(len(chosen)), best].round(4)
+
+
+def _capped(found: Found, cap: int | None) -> Found:
+    """At most `cap` pictures of a set: those likest to a seed, and all seeds that asked for them."""
+    seed, place, how = found
+    pictures, where = np.unique(place, return_inverse=True)
+    if cap is None or len(pictures) <= cap:
+        return found
+    best = np.full(len(pictures), -np.inf, np.float32)
+    np.maximum.at(best, where, how)
+    stays = np.zeros(len(pictures), bool)
+    stays[np.lexsort((pictures, -best))[:cap]] = True
+    mine = stays[where]
+    return seed[mine], place[mine], how[mine]
 
 
 def _search(seeds: Halves, pool: Halves, k: int, collisions: str) -> tuple[NDArray[np.float32], Rows]:

@@ -52,7 +52,7 @@ def listed(*values: Any) -> Any:
 
 
 def by_name() -> Any:
-    """A field of numbers by names of the user's own; none by default."""
+    """A field of numbers, or of sections, by names of the user's own; none by default."""
     return dataclasses.field(default_factory=dict)
 
 
@@ -188,8 +188,9 @@ def _set(schema: type, config: Any, key: str, value: Any, where: str) -> Any:
     kind = _kind(schema, key)
     if kind is None:
         raise UserError(f"{where}: there is no setting {key!r}" + _nearest(schema, key))
-    if dataclasses.is_dataclass(kind):
-        raise UserError(f"{where}: {key!r} is a section; set a key of it, such as {key}.{_first_key(kind)}=")
+    if dataclasses.is_dataclass(kind) or _is_table(kind):
+        first = f"NAME.{_first_key(typing.get_args(kind)[1])}" if _is_table(kind) else _first_key(kind)
+        raise UserError(f"{where}: {key!r} is a section; set a key of it, such as {key}.{first}=")
     nested = value
     for part in reversed(key.split(".")):
         nested = {part: nested}
@@ -233,6 +234,11 @@ def _kind(schema: type, key: str) -> Any:
     return kind
 
 
+def _is_table(kind: Any) -> bool:
+    """Sections by names of the user's own."""
+    return typing.get_origin(kind) is dict and dataclasses.is_dataclass(typing.get_args(kind)[1])
+
+
 def _is_union(kind: Any) -> bool:
     return typing.get_origin(kind) in (typing.Union, types.UnionType)
 
@@ -261,7 +267,10 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _leaves(config: Any, prefix: str = "", inherited: bool = False) -> Iterator[tuple[str, Any, Any]]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values())):
+            for name, part in sorted(value.items()):
+                yield from _leaves(part, f"{prefix}{field.name}.{name}.")
+        elif dataclasses.is_dataclass(value):
             if not field.metadata.get("runtime"):
                 yield from _leaves(value, f"{prefix}{field.name}.")
         else:
@@ -274,7 +283,9 @@ def _described(schema: Any, prefix: str = "") -> Iterator[tuple[str, "dataclasse
     comments = dict(re.findall(r"^    (\w+):[^#\n]*#\s*(.*)$", source, re.MULTILINE))
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(hints[field.name]):
+        if _is_table(hints[field.name]):
+            yield from _described(typing.get_args(hints[field.name])[1], f"{prefix}{field.name}.NAME.")
+        elif dataclasses.is_dataclass(hints[field.name]):
             yield from _described(hints[field.name], f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, field, comments.get(field.name, "")

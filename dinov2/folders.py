@@ -1,6 +1,6 @@
 """Output folders: each belongs to one set of settings and to one process at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,18 @@ UNSET = "unset"  # what a key of ours is in a folder of a version that did not h
 
 
 @contextmanager
-def claim(folder: Path | str, config: Any) -> Iterator[Path]:
+def claim(
+    folder: Path | str, config: Any, free: Callable[[str], bool] = lambda key: False, hint: str = ""
+) -> Iterator[Path]:
     """Hold `folder` for a stage with these settings while the block runs, making it if need be.
 
     The folder remembers its settings in `config.yaml`. The same settings (runtime ones apart) continue what
     is there; nothing is ever overwritten for others. As long as there is nothing but `config.yaml`, as after
     a command that stopped at a misspelt source, other settings may take the folder over.
+
+    Args:
+        free: says of a setting's dotted key whether it may differ in a folder that goes on.
+        hint: added to the error about settings that may not.
 
     Raises:
         UserError: the folder cannot be made, is in use, holds something else, or belongs to other settings
@@ -41,7 +47,7 @@ def claim(folder: Path | str, config: Any) -> Iterator[Path]:
         raise UserError(f"output={folder} cannot be made: {error.strerror}; name another folder") from None
     try:
         with lock(folder / LOCK, blocking=False):
-            _check_owner(folder, config)
+            _check_owner(folder, config, free, hint)
             remove_leftovers(folder)
             write_text(folder / CONFIG, to_yaml(config))
             yield folder
@@ -53,7 +59,7 @@ def _holds_work(folder: Path) -> bool:
     return any(not path.name.startswith(".") and path.name != CONFIG for path in folder.iterdir())
 
 
-def _check_owner(folder: Path, config: Any) -> None:
+def _check_owner(folder: Path, config: Any, free: Callable[[str], bool], hint: str) -> None:
     path, here = folder / CONFIG, identity(config)
     if not path.exists():
         return
@@ -67,10 +73,12 @@ def _check_owner(folder: Path, config: Any) -> None:
     if not _holds_work(folder):
         return
     # Keys that an older version had, and this one has not, do not count.
-    differing = [key for key, value in here.items() if there[key] != value]
+    differing = [key for key, value in here.items() if there[key] != value and not free(key)]
     if differing:
         listed = ", ".join(f"{key} ({there[key]} there, {here[key]} here)" for key in differing)
-        raise UserError(f"output={folder} belongs to other settings: {listed}; use those or another folder")
+        raise UserError(
+            f"output={folder} belongs to other settings: {listed}; use those or another folder{hint}"
+        )
 
 
 def _at(values: Any, key: str) -> Any:

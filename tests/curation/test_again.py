@@ -1,0 +1,102 @@
+"""A finished folder decides again, takes up new pictures, and lets sets of seeds ask each its own way."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from curation.config import RetrievalConfig, SetConfig
+from curation.retrieval import Pool, ask
+from dinov2.exits import UserError
+from tests.curation.pools import curate, decisions, make_pool
+from tests.pictures import class_folder
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pool(tmp_path_factory.mktemp("pictures"))
+
+
+def test_deciding_again_is_as_a_new_folder_and_searches_nothing(pool: Path, tmp_path: Path) -> None:
+    words = [f"pool={pool}/pool", f"holdout={pool}/holdout", f"output={tmp_path}/out"]
+    new = ["duplicates.threshold=0.99", "budget.pictures=9"]
+    curate(*words)
+    searched = [tmp_path / "out/stages" / stage / "candidates.parquet" for stage in ("duplicates", "holdout")]
+    before = [path.stat().st_mtime_ns for path in searched]
+    with pytest.raises(UserError, match="from_stage"):
+        curate(*words, *new)
+    with pytest.raises(UserError, match=r"duplicates\.threshold"):
+        curate(*words, *new, "from_stage=retrieval")
+    again = curate(*words, *new, "from_stage=duplicates")
+    assert [path.stat().st_mtime_ns for path in searched] == before
+    fresh = curate(*words[:2], *new, f"output={tmp_path}/fresh")
+    for name in ("decisions.parquet", "manifest.parquet", "clusters.parquet", "edges/duplicate.parquet"):
+        assert (again / name).read_bytes() == (fresh / name).read_bytes()
+    shards = [sorted((out / "shards").iterdir()) for out in (again, fresh)]
+    assert [path.read_bytes() for path in shards[0]] == [path.read_bytes() for path in shards[1]]
+
+
+@pytest.mark.parametrize("backbone", ["descriptor", "timm:resnet10t"])
+def test_a_pool_that_grew_is_not_read_again(tmp_path: Path, backbone: str) -> None:
+    mine = tmp_path / "mine"
+    class_folder(mine, classes=2, each=4, formats=("png",))
+    words = [f"pool={mine}", f"output={tmp_path}/out", f"backbone={backbone}", "embed.size=64"]
+    out = curate(*words)
+    old = np.load(out / "stages/embed/pool/00000.npy")
+    old_ids = parquet.read_table(out / "stages/embed/pool/ids.parquet")["id"].to_pylist()
+    path = mine / "class_0" / "000.png"
+    whole = path.read_bytes()
+    class_folder(mine, classes=1, each=2, first=20, formats=("png",))
+    with pytest.raises(UserError, match="from_stage=ingest"):
+        curate(*words)
+    path.write_bytes(bytes(len(whole)))  # nobody will look, since it is as long as it was
+    curate(*words, "from_stage=ingest", "stop_after=budget")
+    path.write_bytes(whole)
+    curate(*words)
+    assert len(decisions(out)) == 10
+    assert decisions(out)["class_0/000.png"]["error"] is None
+    assert not (out / "stages.before").exists()
+    now = np.load(out / "stages/embed/pool/00000.npy")
+    ids = parquet.read_table(out / "stages/embed/pool/ids.parquet")["id"].to_pylist()
+    assert np.array_equal(now[[ids.index(name) for name in old_ids]], old)
+    shutil.rmtree(mine / "class_1")
+    curate(*words, "from_stage=ingest")
+    assert len(decisions(out)) == 6
+
+
+def test_clusters_are_asked_for_by_enough_seeds_up_to_the_caps() -> None:
+    # three clusters of 40 pictures along the axes; 5 seeds lie on the first, 3 on the second
+    draw = np.random.default_rng(0)
+    rows = np.repeat(np.eye(3), 40, axis=0) + draw.normal(size=(120, 3)) * 0.01
+    seeds = (np.repeat(np.eye(3)[:2], [5, 3], axis=0)).astype(np.float16)
+    pool = Pool(rows.astype(np.float16), 0, np.repeat(np.arange(3), 40), np.eye(3, dtype=np.float32))
+    seed, place, how = ask(pool, seeds, RetrievalConfig(mode="clusters"))
+    assert np.array_equal(np.sort(place), np.arange(40))  # 3 seeds are not more than 3
+    assert set(seed.tolist()) <= set(range(5))
+    assert how.min() > 0.9
+    seed, place, _ = ask(pool, seeds, RetrievalConfig(mode="clusters", more_than=2, each=7))
+    assert np.bincount(place // 40).tolist() == [7, 7]
+    assert len(ask(pool, seeds, RetrievalConfig(mode="clusters", more_than=2, cap=9))[1]) == 9
+
+
+def test_sets_of_seeds_ask_each_in_their_own_way(pool: Path, tmp_path: Path) -> None:
+    settings = RetrievalConfig(mode="auto", large=10, k=4, sets={"one": SetConfig(mode="samples", k=1)})
+    assert (settings.of("one", 3).mode, settings.of("one", 3).k) == ("samples", 1)
+    assert (settings.of("two", 3).mode, settings.of("two", 10).mode) == ("clusters", "samples")
+    seeds = f"one={pool}/seeds/class_0,two={pool}/seeds/class_1"
+    out = curate(
+        f"pool={pool}/pool/class_0,{pool}/pool/class_1", f"seeds={seeds}", f"as_is=kept={pool}/pool/class_2",
+        f"output={tmp_path}/out", "retrieval.sets.one.k=1", "retrieval.sets.two.k=2", "retrieval.only=false",
+        "budget.pictures=12", "budget.clustered=1",
+    )  # fmt: skip
+    edges = parquet.read_table(out / "edges/retrieval.parquet").to_pylist()
+    assert len(edges) == 2 * 1 + 2 * 2
+    kept = parquet.read_table(out / "manifest.parquet").to_pylist()
+    assert len(kept) == 12
+    assert sum(row["source"] == "kept" for row in kept) == 6  # all of them, whatever seeds ask for
+    with pytest.raises(UserError, match="did you mean 'one'"):
+        curate(
+            f"pool={pool}/pool", f"seeds={seeds}", f"output={tmp_path}/other", "retrieval.sets.on.k=1",
+        )  # fmt: skip
