@@ -6,7 +6,6 @@ Each candidate is then laid over its partner (`curation.align`), and the score o
 similarity. With `verify` off the similarity is the cosine, as DINOv2 (app. A) does with SSCD embeddings.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +17,12 @@ from pyarrow import parquet
 from curation.align import align
 from curation.config import NearConfig
 from curation.embed import Embedded
+from curation.hashes import HashTable
 from curation.ingest import Ingested, Stack
 from curation.run import Run
 from dinov2.files import write_table
 
 PAIRS_PER_PIECE = 20_000
-HASH_TILE = 4_000_000  # pairs of hashes compared at a time
 
 Rows = NDArray[np.int64]
 Halves = NDArray[np.float16]
@@ -161,20 +160,10 @@ def _by_hash(first: Pictures, rows: Rows, second: Pictures | None, distance: int
     columns = rows if second is None else np.arange(len(second))
     found = [np.zeros((0, 2), np.int64)]
     for mine, theirs in zip(first.hashes, (second or first).hashes, strict=True):
-        for a, b in _hash_tiles(mine[rows], theirs[columns], distance):
+        for a, b in HashTable(theirs[columns], distance).near(mine[rows]):
             pairs = np.stack([rows[a], columns[b]], axis=1)
             found.append(pairs[pairs[:, 0] < pairs[:, 1]] if second is None else pairs)
     return np.concatenate(found)
-
-
-def _hash_tiles(
-    first: NDArray[np.uint64], second: NDArray[np.uint64], distance: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    tall = max(1, HASH_TILE // max(1, len(second)))
-    for at in range(0, len(first), tall):
-        apart = np.bitwise_count(first[at : at + tall, None] ^ second[None, :])
-        a, b = np.nonzero(apart <= distance)
-        yield a + at, b
 
 
 def _by_embedding(first: Pictures, rows: Rows, second: Pictures | None, settings: NearConfig) -> Rows:
