@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dinov2.models.rope import Turns, turn
+
 Groups = tuple[tuple[int, int], ...]  # (crops, tokens a crop), in the order of the sequence
 Heads = Float[Tensor, "tokens heads head_dim"]
 
@@ -131,7 +133,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Float[Tensor, "tokens dim"], groups: Groups, backend: str
+        self, x: Float[Tensor, "tokens dim"], groups: Groups, backend: str, turns: Turns | None = None
     ) -> Float[Tensor, "tokens dim"]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        if turns is not None:
+            q, k = turn(q, turns), turn(k, turns)
         return self.proj(packed_attention(q, k, v, groups, backend).flatten(-2))

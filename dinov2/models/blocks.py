@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dinov2.models.attention import Attention, Groups
 from dinov2.models.config import ViTConfig
+from dinov2.models.rope import Turns
 
 Tokens = Float[Tensor, "tokens dim"]
 
@@ -130,18 +131,22 @@ class Block(nn.Module):
         groups: Groups | None = None,
         backend: str = "sdpa",
         keep: Keep | None = None,
+        turns: Turns | None = None,
     ) -> Float[Tensor, "... dim"]:
         """A packed sequence [tokens, dim] made up as `groups` say, or a plain batch [crops, tokens, dim].
 
         Args:
             keep: what stochastic depth leaves; None is everything.
+            turns: rotary positions of the sequence's tokens, if there are any.
         """
         if groups is None:  # code written for the published blocks hands over a batch
-            return self(x.flatten(0, 1), (tuple(x.shape[:2]),), backend, keep).view_as(x)
+            return self(x.flatten(0, 1), (tuple(x.shape[:2]),), backend, keep, turns).view_as(x)
         keep = keep or Keep()
+        if turns is not None and keep.attention is not None:
+            turns = turns.of(torch.cat(keep.attention.tokens))
 
         def attend(x: Tokens, groups: Groups) -> Tokens:
-            return self.ls1(self.attn(self.norm1(x), groups, backend))
+            return self.ls1(self.attn(self.norm1(x), groups, backend, turns))
 
         def feed(x: Tokens, groups: Groups) -> Tokens:
             return self.ls2(self.mlp(self.norm2(x)))

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from dinov2.exits import UserError
 
-POSITIONS = ("release", "exact", "exact_antialias")
+POSITIONS = ("release", "exact", "exact_antialias", "rope")
 FFNS = ("mlp", "swiglu")
 
 
@@ -14,7 +14,8 @@ class ViTConfig:
     """The architecture of a `VisionTransformer`: all that is needed to build it before its weights are read.
 
     `position` names how the learned position embedding is resized to another grid; the three conventions
-    in use differ by more than rounding, see `dinov2.models.positions`.
+    in use differ by more than rounding, see `dinov2.models.positions`. With `rope` there is none, and
+    attention turns by the place instead, see `dinov2.models.rope`.
     """
 
     dim: int
@@ -31,6 +32,11 @@ class ViTConfig:
     layer_scale: float = 1e-5  # the initial value; 0 leaves LayerScale out, as in DINO
     drop_path: float = 0.0
     norm_eps: float = 1e-6
+    local_norm: bool = False  # a norm of its own for the output of local crops in training (DINOv3)
+    rope_base: float = 100.0  # the longest period, in halves of a crop's side
+    rope_shift: float = 0.0  # largest shift of the coordinates that a training step draws
+    rope_jitter: float = 1.0  # largest factor that it draws for each axis; 1 for none
+    rope_rescale: float = 1.0  # largest factor that it draws for both; DINOv3: 2
 
     def __post_init__(self) -> None:
         if self.position not in POSITIONS:
@@ -43,6 +49,10 @@ class ViTConfig:
             raise UserError(f"image_size={self.image_size} is smaller than one patch of {self.patch}")
         if self.registers < 0:
             raise UserError(f"registers={self.registers}: give 0 or more")
+        if self.position == "rope" and self.dim // self.heads % 4:
+            raise UserError(f"position=rope needs heads whose width {self.dim // self.heads} is divided by 4")
+        if min(self.rope_jitter, self.rope_rescale) < 1 or self.rope_shift < 0:
+            raise UserError("rope_jitter and rope_rescale must be at least 1, rope_shift at least 0")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path={self.drop_path} must be at least 0 and less than 1")
 
@@ -60,7 +70,13 @@ class ViTConfig:
 
     def still(self) -> Self:
         """The same network without what is drawn in training: a teacher's."""
-        return replace(self, drop_path=0.0)
+        return replace(self, drop_path=0.0, rope_shift=0.0, rope_jitter=1.0, rope_rescale=1.0)
+
+    @property
+    def draws_box(self) -> bool:
+        """Whether training moves the box of rotary coordinates."""
+        moved = self.rope_shift > 0 or max(self.rope_jitter, self.rope_rescale) > 1
+        return self.position == "rope" and moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +101,15 @@ SIZES: dict[str, dict[str, Any]] = {
     # SoViT-400m (arXiv 2305.13035): the width of its feed-forward layer is 4304.
     "vit_so400m": {"dim": 1152, "depth": 27, "heads": 18, "ffn_ratio": 4304 / 1152},
     # DINOv3 (arXiv 2508.10104, model table): 0.84 billion parameters come from a SwiGLU width of 5120.
-    "vit_huge_plus": {"dim": 1280, "depth": 32, "heads": 20, "ffn": "swiglu", "ffn_ratio": 6.0},
+    "vit_huge_plus": {
+        "dim": 1280, "depth": 32, "heads": 20, "ffn": "swiglu", "ffn_ratio": 6.0, "position": "rope",
+    },
     "vit_giant": {"dim": 1536, "depth": 40, "heads": 24, "ffn": "swiglu"},
-    "vit_7b": {"dim": 4096, "depth": 40, "heads": 32, "ffn": "swiglu", "ffn_ratio": 3.0, "qkv_bias": False},
-}
+    "vit_7b": {
+        "dim": 4096, "depth": 40, "heads": 32, "ffn": "swiglu", "ffn_ratio": 3.0, "qkv_bias": False,
+        "position": "rope",
+    },
+}  # fmt: skip
 
 
 def vit_config(size: str, **over: Any) -> ViTConfig:

@@ -130,6 +130,8 @@ def _from_file(path: Path, options: dict[str, str]) -> Backbone:
 def _implied(source: Weights, weights: Weights, patch: int) -> dict[str, Any]:
     """What the weights say of their architecture by themselves."""
     settings: dict[str, Any] = {"position": position_convention(source)}
+    if settings["position"] == "rope":  # only DINOv3's weights, others have another epsilon
+        settings |= {"norm_eps": 1e-5, "qkv_bias": "blocks.0.attn.qkv.bias" in weights}
     if "register_tokens" in weights:
         settings["registers"] = weights["register_tokens"].shape[1]
     if "pos_embed" in weights:

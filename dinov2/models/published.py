@@ -1,7 +1,7 @@
 """Weights in other people's key layouts, renamed to ours, which is the published DINOv2 one.
 
 Three layouts are told apart by their keys: the published one (also inside a training checkpoint), timm's, and
-transformers' Dinov2 and Dinov2WithRegisters (the keys of its releases 4 and 5).
+transformers' Dinov2, Dinov2WithRegisters (the keys of its releases 4 and 5) and DINOv3ViT.
 """
 
 import re
@@ -21,7 +21,8 @@ TRANSFORMERS_NAMES = [
     (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^encoder\.layer\.", "blocks."),
+    (r"^embeddings\.patch_embeddings\.(weight|bias)$", r"patch_embed.proj.\1"),
+    (r"^(encoder|model)\.layer\.", "blocks."),
     (r"^layernorm\.", "norm."),
     (r"\.attention\.attention\.(q|k|v)(uery|ey|alue)\.", r".attn.\1."),
     (r"\.attention\.(q|k|v)_proj\.", r".attn.\1."),
@@ -51,7 +52,7 @@ def unwrapped(checkpoint: Mapping[str, Any]) -> Weights:
 
 def layout_of(weights: Weights) -> str:
     """Whose keys these are: published, timm or transformers."""
-    if any("encoder.layer." in name for name in weights):
+    if any("layer_scale1.lambda1" in name for name in weights):
         return "transformers"
     return "published" if "mask_token" in weights else "timm"
 
@@ -65,7 +66,9 @@ def to_published(weights: Weights) -> Weights:
 
 
 def position_convention(weights: Weights) -> str:
-    """How the source of these weights resizes its position embedding."""
+    """How the source of these weights resizes its position embedding; `rope` where it has none."""
+    if not any("pos_embed" in name or "position_embeddings" in name for name in weights):
+        return "rope"
     layout = layout_of(weights)
     if layout == "timm" or any(name.endswith("register_tokens") for name in weights):
         return "exact_antialias"
@@ -74,14 +77,17 @@ def position_convention(weights: Weights) -> str:
 
 def _from_timm(weights: Weights) -> Weights:
     renamed = {}
-    gated = any(
+    gated = any("mlp.fc1_g." in name for name in weights) or any(
         weights[name].shape[0] != weights[name.replace("fc1", "fc2")].shape[1]
         for name in weights
         if name.endswith("mlp.fc1.weight") and name.replace("fc1", "fc2") in weights
     )
+    weights = _joined(weights, ("mlp.fc1_g", "mlp.fc1_x"), "mlp.fc1")  # DINOv3 keeps gate and value apart
+    weights = _with_key_biases(weights, "attn.q_bias", "attn.v_bias", "attn.qkv.bias")
     for name, tensor in weights.items():
         if gated:
             name = name.replace(".mlp.fc1.", ".mlp.w12.").replace(".mlp.fc2.", ".mlp.w3.")
+        name = re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)
         renamed["register_tokens" if name == "reg_token" else name] = tensor
     if "register_tokens" in renamed and "pos_embed" in renamed:
         # timm keeps no position for CLS where there are registers: it is part of the token already
@@ -96,6 +102,17 @@ def _from_transformers(weights: Weights) -> Weights:
         for pattern, replacement in TRANSFORMERS_NAMES:
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
+    if any(name.endswith("mlp.up_proj.weight") for name in renamed) and not any(
+        ".mlp.gate_proj." in name for name in renamed
+    ):  # DINOv3 calls a plain MLP's layers what it calls a gated one's
+        renamed = {
+            name.replace(".mlp.up_proj.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2."): tensor
+            for name, tensor in renamed.items()
+        }
+    if (mask := renamed.get("mask_token")) is not None:
+        renamed["mask_token"] = mask.reshape(1, -1)
+    if not any(name.endswith("attn.k.bias") for name in renamed):
+        renamed = _with_key_biases(renamed, "attn.q.bias", "attn.v.bias", "attn.qkv.bias")
     renamed = _joined(renamed, ("attn.q", "attn.k", "attn.v"), "attn.qkv")
     return _joined(renamed, ("mlp.gate_proj", "mlp.up_proj"), "mlp.w12")
 
@@ -108,6 +125,16 @@ def _joined(weights: Weights, parts: tuple[str, ...], whole: str) -> Weights:
         if f".{parts[0]}." in name and all(sibling in weights for sibling in siblings):
             tensors = [joined.pop(sibling) for sibling in siblings]
             joined[name.replace(f".{parts[0]}.", f".{whole}.")] = torch.cat(tensors)
+    return joined
+
+
+def _with_key_biases(weights: Weights, query: str, value: str, whole: str) -> Weights:
+    """Biases of queries and values joined, with zeros for the keys, to which softmax is blind anyhow."""
+    joined = dict(weights)
+    for name in weights:
+        if name.endswith(query):
+            q, v = joined.pop(name), joined.pop(name.removesuffix(query) + value)
+            joined[name.removesuffix(query) + whole] = torch.cat([q, torch.zeros_like(q), v])
     return joined
 
 

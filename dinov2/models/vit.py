@@ -19,6 +19,7 @@ from dinov2.models.blocks import Block, Keep, Tokens, draw_depth
 from dinov2.models.config import ViTConfig
 from dinov2.models.initial import init_own
 from dinov2.models.positions import resized_positions
+from dinov2.models.rope import Turns, draw_box, packed_turns, turn
 
 
 class PatchEmbed(nn.Module):
@@ -70,12 +71,14 @@ class VisionTransformer(Backbone):
         dim = config.dim
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + config.grid**2, dim))
+        positions = None if config.position == "rope" else torch.empty(1, 1 + config.grid**2, dim)
+        self.pos_embed = None if positions is None else nn.Parameter(positions)
         registers = torch.empty(1, config.registers, dim)
         self.register_tokens = nn.Parameter(registers) if config.registers else None
         self.mask_token = nn.Parameter(torch.empty(1, dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.local_norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.local_norm else None
         self.init_weights()
 
     @torch.no_grad()
@@ -87,7 +90,8 @@ class VisionTransformer(Backbone):
 
     def init_own(self, generator: torch.Generator | None = None) -> None:
         """Tokens and positions alone."""
-        nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
         nn.init.normal_(self.cls_token, std=1e-6, generator=generator)
         if self.register_tokens is not None:
             nn.init.normal_(self.register_tokens, std=1e-6, generator=generator)
@@ -99,10 +103,14 @@ class VisionTransformer(Backbone):
         masks: Sequence[Masks | None] | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Features]:
+        """As for every backbone. In training, a local norm is that of all but the first of `crops`."""
         masks = masks if masks is not None else [None] * len(crops)
         x, groups = self._pack(crops, masks)
-        x = self._run(x, groups, self._depth(groups, x.device, generator))[0]
-        outputs = zip(self._unpack(self.norm(x), groups), self._unpack(x, groups), masks, strict=True)
+        keeps = self._depth(groups, x.device, generator)
+        x = self._run(x, groups, keeps, self._turns(crops, x.device, generator))[0]
+        outputs = zip(
+            self._unpack(self._normed(x, groups), groups), self._unpack(x, groups), masks, strict=True
+        )
         return [self._features(normed, prenorm, mask) for normed, prenorm, mask in outputs]
 
     def get_intermediate_layers(
@@ -118,7 +126,8 @@ class VisionTransformer(Backbone):
         rows_columns = self.patch_embed.grid(x)
         packed, groups = self._pack([x], [None])
         layers = []
-        for tokens in self._run(packed, groups, [None] * depth, wanted):
+        turns = self._turns([x], x.device)
+        for tokens in self._run(packed, groups, [None] * depth, turns, wanted):
             layer = self._unpack(self.norm(tokens) if norm else tokens, groups)[0]
             patches = layer[:, 1 + self.num_register_tokens :]
             if reshape:
@@ -129,10 +138,13 @@ class VisionTransformer(Backbone):
     def get_last_selfattention(self, x: Images) -> Float[Tensor, "batch heads tokens tokens"]:
         """Attention weights of the last block (by DINO's name). Tokens: CLS, registers, patches."""
         packed, groups = self._pack([x], [None])
-        packed = self._run(packed, groups, [None] * (len(self.blocks) - 1))[0]
+        turns = self._turns([x], x.device)
+        packed = self._run(packed, groups, [None] * (len(self.blocks) - 1), turns)[0]
         last = self.blocks[-1]
         assert isinstance(last, Block)
         q, k, _ = last.attn.qkv(last.norm1(packed)).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        if turns is not None:
+            q, k = turn(q, turns), turn(k, turns)
         q, k = (part.unflatten(0, groups[0]).transpose(1, 2) for part in (q, k))
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)
 
@@ -148,13 +160,16 @@ class VisionTransformer(Backbone):
         for images, patches, mask in zip(crops, self.patch_embed(crops), masks, strict=True):
             if mask is not None:
                 patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
-            grid = self.patch_embed.grid(images)
-            positions = resized_positions(self.pos_embed[:, 1:], grid, self.config.position)
-            prefix = [self.cls_token + self.pos_embed[:, :1]]
+            prefix: list[Tensor] = [self.cls_token]
+            if self.pos_embed is not None:
+                prefix = [self.cls_token + self.pos_embed[:, :1]]
+                grid = self.patch_embed.grid(images)
+                positions = resized_positions(self.pos_embed[:, 1:], grid, self.config.position)
+                patches = patches + positions.to(self.cls_token.dtype)
             if self.register_tokens is not None:
                 prefix.append(self.register_tokens)
             start = torch.cat(prefix, dim=1).expand(len(images), -1, -1)
-            parts.append(torch.cat([start, patches + positions.to(start.dtype)], dim=1))
+            parts.append(torch.cat([start, patches.to(start.dtype)], dim=1))
         groups = tuple((part.shape[0], part.shape[1]) for part in parts)
         flat = [part.flatten(0, 1) for part in parts]
         return flat[0] if len(flat) == 1 else torch.cat(flat), groups
@@ -162,6 +177,23 @@ class VisionTransformer(Backbone):
     def _unpack(self, x: Tokens, groups: Groups) -> list[Float[Tensor, "batch tokens dim"]]:
         parts = x.split([count * length for count, length in groups])
         return [part.unflatten(0, group) for part, group in zip(parts, groups, strict=True)]
+
+    def _normed(self, x: Tokens, groups: Groups) -> Tokens:
+        if self.local_norm is None or not self.training or len(groups) == 1:
+            return self.norm(x)
+        first = groups[0][0] * groups[0][1]
+        return torch.cat([self.norm(x[:first]), self.local_norm(x[first:])])
+
+    def _turns(
+        self, crops: Sequence[Images], device: torch.device, generator: torch.Generator | None = None
+    ) -> Turns | None:
+        """Rotary positions, where the config wants them; in training in a box that the step draws."""
+        if self.config.position != "rope":
+            return None
+        drawn = self.training and self.config.draws_box
+        box = draw_box(self.config, device, generator) if drawn else None
+        grids = [self.patch_embed.grid(images) for images in crops]
+        return packed_turns(grids, [len(images) for images in crops], self.config, device, box)
 
     def _depth(
         self, groups: Groups, device: torch.device, generator: torch.Generator | None
@@ -171,14 +203,19 @@ class VisionTransformer(Backbone):
         return draw_depth(groups, self.config.drop_path, len(self.blocks), device, generator)
 
     def _run(
-        self, x: Tokens, groups: Groups, keeps: Sequence[Keep | None], wanted: Iterable[int] = ()
+        self,
+        x: Tokens,
+        groups: Groups,
+        keeps: Sequence[Keep | None],
+        turns: Turns | None,
+        wanted: Iterable[int] = (),
     ) -> list[Tokens]:
         """Run as many blocks as there are `keeps`; give what the `wanted` ones, or else the last, put out."""
         backend = self.attention_backend or choose_backend(x.device, self._compute_dtype(x))
         chosen = {index % len(self.blocks) for index in wanted}
         outputs = []
         for index, keep in enumerate(keeps):
-            x = self.blocks[index](x, groups, backend, keep)
+            x = self.blocks[index](x, groups, backend, keep, turns)
             if index in chosen:
                 outputs.append(x)
         return outputs or [x]

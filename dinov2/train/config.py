@@ -24,7 +24,11 @@ class ModelConfig:
     ffn: str = ""  # mlp or swiglu; empty for the size's own
     layer_scale: float = 1e-5  # initial value of LayerScale
     drop_path: float = 0.3  # rate of stochastic depth, the same at every layer
-    position: str = "exact_antialias"  # how positions are interpolated: release, exact or exact_antialias
+    position: str = ""  # rope, or how positions are resized: release, exact, exact_antialias; "": the size's
+    rope_shift: float = 0.0  # largest shift of rotary coordinates drawn in a step
+    rope_jitter: float = 1.0  # largest factor drawn for each axis; 1 for none
+    rope_rescale: float = 2.0  # largest factor drawn for both axes (DINOv3); 1 for none
+    local_norm: bool = False  # an output norm of their own for local crops (DINOv3)
 
     @property
     def is_vit(self) -> bool:
@@ -48,7 +52,11 @@ class ModelConfig:
             registers=self.registers,
             layer_scale=self.layer_scale,
             drop_path=self.drop_path,
-            position=self.position,
+            position=self.position or SIZES[self.size].get("position", "exact_antialias"),
+            rope_shift=self.rope_shift,
+            rope_jitter=self.rope_jitter,
+            rope_rescale=self.rope_rescale,
+            local_norm=self.local_norm,
             image_size=image_size,
             **over,
             **({"ffn": self.ffn} if self.ffn else {}),

@@ -10,7 +10,14 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+)
 
 from dinov2.models.backbone import Backbone
 from dinov2.models.load import load_backbone
@@ -119,6 +126,44 @@ def test_features_are_those_of_transformers_by_its_convention(
         expected = theirs(images).last_hidden_state
         assert difference(features["x_norm_clstoken"], expected[:, 0]) < 1e-4
         assert difference(features["x_norm_patchtokens"], expected[:, 1 + vit.num_register_tokens :]) < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("gated", [False, True])
+def test_rotary_features_are_those_of_transformers_dinov3(gated: bool, tmp_path: Path) -> None:
+    """Position convention `rope`, on grids of several shapes."""
+    theirs = DINOv3ViTModel(
+        DINOv3ViTConfig(
+            hidden_size=384, num_attention_heads=6, num_hidden_layers=3, num_register_tokens=4,
+            patch_size=16, use_gated_mlp=gated, intermediate_size=1024 if gated else 1536,
+            hidden_act="silu" if gated else "gelu",
+        )
+    ).eval()  # fmt: skip
+    randomise(theirs)
+    vit = ours(theirs, tmp_path, f"vit_small/16&depth=3&ffn={'swiglu' if gated else 'mlp'}")
+    assert vit.config.position == "rope"
+    for size in [(224, 224), (160, 320), (16, 48)]:
+        features = vit.forward_features(pictures(size))
+        expected = theirs(pictures(size)).last_hidden_state
+        assert difference(features["x_norm_clstoken"], expected[:, 0]) < 1e-4
+        assert difference(features["x_norm_patchtokens"], expected[:, 5:]) < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "ffn"), [("vit_small_patch16_dinov3_qkvb", "mlp"), ("vit_huge_plus_patch16_dinov3", "swiglu")]
+)
+def test_rotary_features_are_those_of_timms_dinov3(name: str, ffn: str, tmp_path: Path) -> None:
+    """Position convention `rope`, with and without biases of queries and values."""
+    over: dict[str, Any] = {"embed_dim": 384, "num_heads": 6, "depth": 3}
+    theirs: Any = timm.create_model(name, num_classes=0, dynamic_img_size=True, **over).eval()
+    randomise(theirs)
+    ratio = 4.0 if ffn == "mlp" else 6.0
+    vit = ours(theirs, tmp_path, f"vit_small/16&depth=3&ffn={ffn}&ffn_ratio={ratio}")
+    for size in [(224, 224), (160, 320)]:
+        features, expected = vit.forward_features(pictures(size)), theirs.forward_features(pictures(size))
+        assert difference(features["x_norm_patchtokens"], expected[:, 5:]) < 1e-4
+        assert difference(features["x_norm_clstoken"], expected[:, 0]) < 1e-4
 
 
 def test_published_keys_also_inside_a_training_checkpoint(tmp_path: Path) -> None:

@@ -62,10 +62,13 @@ def skip_if_missing(backend: str, device: str, dtype: torch.dtype) -> None:
         pytest.skip(f"{backend} is not installed here, or not for {dtype}")
 
 
+@pytest.mark.parametrize("position", ["release", "rope"])
 @pytest.mark.parametrize(("backend", "device", "dtype"), BACKEND_RUNS)
-def test_packed_crops_equal_separate_forwards(backend: str, device: str, dtype: torch.dtype) -> None:
+def test_packed_crops_equal_separate_forwards(
+    backend: str, device: str, dtype: torch.dtype, position: str
+) -> None:
     skip_if_missing(backend, device, dtype)
-    vit = small_vit().to(device)
+    vit = small_vit(position=position).to(device)
     crops, masks = crops_and_masks(device)
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
         vit.attention_backend = "sdpa"
@@ -103,6 +106,19 @@ def test_crops_do_not_see_each_other() -> None:
     groups = ((2, 7), (1, 16))
     ours = packed_attention(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), groups, "sdpa")
     assert torch.allclose(ours.transpose(0, 1), expected)
+
+
+def test_local_crops_have_a_norm_of_their_own_in_training_alone() -> None:
+    vit = small_vit(local_norm=True)
+    assert vit.local_norm is not None and not torch.equal(vit.local_norm.weight, vit.norm.weight)
+    crops = [torch.randn(2, 3, 64, 64), torch.randn(3, 3, 32, 32)]
+    with torch.no_grad():
+        seen = vit.forward_packed(crops)
+        norms = [vit.norm, vit.norm]
+        for features, norm in zip(seen, norms, strict=True):
+            assert torch.allclose(features["x_norm_clstoken"], norm(features["x_prenorm"])[:, 0], atol=1e-6)
+        for features, norm in zip(vit.train().forward_packed(crops), [vit.norm, vit.local_norm], strict=True):
+            assert torch.allclose(features["x_norm_clstoken"], norm(features["x_prenorm"])[:, 0], atol=1e-6)
 
 
 def test_the_choice_of_attention_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -158,8 +174,9 @@ def test_the_published_interface() -> None:
         assert tokens.shape == (2, 24, 192)
 
 
-def test_last_selfattention_is_what_the_last_block_uses() -> None:
-    vit = small_vit(depth=1)
+@pytest.mark.parametrize("position", ["release", "rope"])
+def test_last_selfattention_is_what_the_last_block_uses(position: str) -> None:
+    vit = small_vit(depth=1, position=position)
     images = torch.randn(2, 3, 32, 48)
     seen = {}
     attn = vit.get_submodule("blocks.0.attn")
@@ -240,8 +257,40 @@ def test_every_size_is_there_on_the_meta_device() -> None:
         assert count(vit) / 1e6 == pytest.approx(published[size], rel=0.02), size
 
 
+@pytest.mark.parametrize("size", list(SIZES))
+def test_parameters_are_as_many_as_the_closed_formula_says(size: str) -> None:
+    config = vit_config(size, patch=16, registers=4, image_size=256)
+    with torch.device("meta"):
+        vit = VisionTransformer(config)
+    dim, hidden = config.dim, config.hidden
+    gated = 1 + (config.ffn == "swiglu")
+    attention = 3 * dim * (dim + config.qkv_bias) + dim * (dim + 1)
+    ffn = gated * hidden * (dim + 1) + dim * (hidden + 1)
+    block = attention + ffn + 2 * 2 * dim + 2 * dim  # two norms, two LayerScales
+    stem = dim * (16 * 16 * 3 + 1) + (1 + 4 + 1) * dim  # CLS, registers, mask token
+    positions = 0 if config.position == "rope" else (1 + 16 * 16) * dim
+    assert count(vit) == stem + positions + config.depth * block + 2 * dim
+    assert vit.architecture()["position"] == ("rope" if size in ("vit_huge_plus", "vit_7b") else "release")
+
+
+@pytest.mark.parametrize("name", ["vit_7b_patch16_dinov3", "vit_huge_plus_patch16_dinov3_qkvb"])
+def test_parameter_counts_are_those_of_timms_dinov3(name: str) -> None:
+    with torch.device("meta"):
+        ours = VisionTransformer(vit_config(name.split("_patch")[0], patch=16, registers=4))
+        theirs = timm.create_model(name, pretrained=False, num_classes=0)
+    key_biases = ours.config.depth * ours.embed_dim if "qkvb" in name else 0
+    assert count(ours) - ours.embed_dim - key_biases == count(theirs)  # without mask token
+
+
 def test_what_cannot_be_built_says_so() -> None:
-    for over in ({"position": "sine"}, {"ffn": "conv"}, {"heads": 5}, {"drop_path": 1.0}, {"dpeth": 2}):
+    for over in (
+        {"position": "sine"},
+        {"rope_rescale": 0.5},
+        {"ffn": "conv"},
+        {"heads": 5},
+        {"drop_path": 1.0},
+        {"dpeth": 2},
+    ):
         with pytest.raises(UserError, match=next(iter(over))):
             vit_config("vit_tiny", **over)
     with pytest.raises(UserError, match="vit_smal"):

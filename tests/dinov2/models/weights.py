@@ -13,7 +13,9 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith(("gamma", "lambda1")) or ("norm" in name and name.endswith("weight")):
+        if name.endswith(("gamma", "lambda1", "gamma_1", "gamma_2")) or (
+            "norm" in name and name.endswith("weight")
+        ):
             parameter.copy_(1 + 0.1 * noise)
         elif "pos" in name:
             parameter.copy_(0.02 * noise)
