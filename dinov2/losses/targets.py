@@ -1,4 +1,12 @@
-"""Teacher targets: scores over prototypes made into distributions that neither collapse nor stay flat."""
+"""Teacher targets: scores over prototypes made into distributions that neither collapse nor stay flat.
+
+Both ways end in softmax(scores / temperature - columns) with one number for each prototype, so a target is
+kept as that, and the distributions are made some rows at a time, where a loss needs them: no float32 copy of
+[samples x prototypes] lives.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -6,10 +14,32 @@ from torch import Tensor
 
 from dinov2.parallel import all_max, all_sum
 
+CHUNK = 2**24  # scores in float32 at a time; 64 MiB
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Distributions over prototypes, one for each sample."""
+
+    scores: Float[Tensor, "samples prototypes"]  # in the type that the teacher computed them in
+    temperature: float
+    columns: Float[Tensor, " prototypes"]
+
+    def of(self, rows: slice) -> Float[Tensor, "some prototypes"]:
+        """The distributions of some samples, each summing to one; float32 at least."""
+        return torch.softmax(wide(self.scores[rows]) / self.temperature - self.columns, dim=1)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
 
 def sinkhorn(
-    scores: Float[Tensor, "samples prototypes"], temperature: float, rounds: int = 3
-) -> Float[Tensor, "samples prototypes"]:
+    sets: Sequence[Float[Tensor, "samples prototypes"]],
+    temperature: float,
+    *,
+    rounds: int = 3,
+    chunk: int = CHUNK,
+) -> list[Targets]:
     """Targets that use all prototypes equally (SwAV sec. 3.1; DINOv2 sec. 4), over the samples of all ranks.
 
     Alternately makes each prototype sum to 1/K over samples and each sample to 1/B. Since the last step makes
@@ -18,39 +48,90 @@ def sinkhorn(
     and after subtracting the global maximum a prototype that nobody prefers underflows to 0/0.
 
     Args:
-        scores: teacher scores of this rank, any float type; possibly no rows.
+        sets: teacher scores of this rank, each set (image and patch tokens) normalised by itself, any float
+            type; possibly no rows. Together, so that they share collectives: two a round where there are many
+            ranks, of as many numbers as all sets have prototypes.
         temperature: the teacher's.
-
-    Returns:
-        float32, each row sums to one. Two collectives of K numbers a round where there are many ranks.
+        chunk: scores in float32 at a time; 0 for all at once.
     """
-    log_q = scores.detach().float() / temperature
-    for _ in range(rounds):
-        log_q = log_q - _logsumexp_over_samples(log_q)
-        log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
-    return log_q.exp()
+    columns = [wide(scores.new_zeros(scores.shape[1])) for scores in sets]
+    for turn in range(rounds):
+        local = [
+            _logsumexp_over_samples(scores, temperature, own if turn else None, chunk)
+            for scores, own in zip(sets, columns, strict=True)
+        ]
+        columns = list(_logsumexp_over_ranks(torch.cat(local)).split([len(own) for own in local]))
+    return [Targets(scores.detach(), temperature, own) for scores, own in zip(sets, columns, strict=True)]
 
 
 def centered(
     scores: Float[Tensor, "samples prototypes"], center: Float[Tensor, " prototypes"], temperature: float
-) -> Float[Tensor, "samples prototypes"]:
+) -> Targets:
     """Targets softmax((t - c) / tau) (DINO sec. 3.1): the centre is against one prototype taking all."""
-    return torch.softmax((scores.detach().float() - center) / temperature, dim=1)
+    return Targets(scores.detach(), temperature, center / temperature)
 
 
-def next_center(
-    center: Float[Tensor, " prototypes"], scores: Float[Tensor, "samples prototypes"], momentum: float = 0.9
+def next_centers(
+    centers: dict[str, Float[Tensor, " prototypes"]],
+    totals: dict[str, Float[Tensor, " prototypes+1"]],
+    momentum: float = 0.9,
+) -> dict[str, Float[Tensor, " prototypes"]]:
+    """The centres after a step: c <- m c + (1 - m) mean of the scores over all ranks (DINO eq. 4).
+
+    Args:
+        totals: what `score_totals` gave on this rank, summed over its micro-batches. One collective for all.
+
+    Returns:
+        The centres that there are totals for.
+    """
+    if not totals:
+        return {}
+    parts = all_sum(torch.cat(list(totals.values()))).split([len(own) for own in totals.values()])
+    found = {}
+    for name, total in zip(totals, parts, strict=True):
+        center, count = centers[name], total[-1]
+        mean = total[:-1] / count.clamp(min=1)
+        # 0 where nothing was masked in the whole batch
+        found[name] = torch.where(count > 0, momentum * center + (1 - momentum) * mean, center)
+    return found
+
+
+def score_totals(scores: Float[Tensor, "samples prototypes"]) -> Float[Tensor, " prototypes+1"]:
+    """The sum of the scores for each prototype, and behind it the number of samples; float32."""
+    total = scores.detach().sum(dim=0, dtype=wide(scores[:0]).dtype)
+    return torch.cat([total, total.new_tensor([float(len(scores))])])
+
+
+def wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In float32, or more where it was more."""
+    return x if x.dtype.itemsize >= 4 else x.float()
+
+
+def slices(rows: int, columns: int, chunk: int) -> Iterator[slice]:
+    """Cut rows so that no part has more than `chunk` numbers, but at least one row; 0: all at once."""
+    step = max(1, chunk // columns) if chunk else max(1, rows)
+    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
+
+
+def _logsumexp_over_samples(
+    scores: Float[Tensor, "samples prototypes"],
+    temperature: float,
+    columns: Float[Tensor, " prototypes"] | None,
+    chunk: int,
 ) -> Float[Tensor, " prototypes"]:
-    """The centre after this batch: c <- m c + (1 - m) mean of the scores over all ranks (DINO eq. 4)."""
-    scores = scores.detach().float()
-    total = all_sum(torch.cat([scores.sum(dim=0), scores.new_tensor([float(scores.shape[0])])]))
-    if total[-1] == 0:  # nothing was masked in the whole batch
-        return center
-    return momentum * center + (1 - momentum) * total[:-1] / total[-1]
+    """What each prototype gets from the samples, whose sums are made equal first where there are columns."""
+    found = []
+    for part in slices(len(scores), scores.shape[1], chunk):
+        log_q = wide(scores[part].detach()) / temperature
+        if columns is not None:
+            log_q = log_q - torch.logsumexp(log_q - columns, dim=1, keepdim=True)
+        found.append(torch.logsumexp(log_q, dim=0))
+    if not found:  # a rank without samples
+        return wide(scores.new_empty(scores.shape[1])).fill_(-torch.inf)
+    return found[0] if len(found) == 1 else torch.logsumexp(torch.stack(found), dim=0)
 
 
-def _logsumexp_over_samples(log_q: Float[Tensor, "samples prototypes"]) -> Float[Tensor, " prototypes"]:
-    local = torch.logsumexp(log_q, dim=0)  # -inf on a rank without samples
+def _logsumexp_over_ranks(local: Float[Tensor, " prototypes"]) -> Float[Tensor, " prototypes"]:
     highest = all_max(local)
     if highest is local:
         return local

@@ -41,12 +41,24 @@ class HeadsConfig:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Projection:
+    """What a head says of some tokens, short of their scores, which are the largest thing of a step."""
+
+    bottleneck: Float[Tensor, "tokens dim"]
+    prototypes: Float[Tensor, "prototypes dim"]
+
+    def scores(self, rows: slice = slice(None)) -> Float[Tensor, "tokens prototypes"]:
+        """The products, in the type that the head computes in."""
+        return self.bottleneck[rows] @ self.prototypes.to(self.bottleneck.dtype).T
+
+
+@dataclass(frozen=True)
+class Projections:
     """What a network says of a batch of crops; rows crop by crop (all first views, all second views, …)."""
 
     cls: Float[Tensor, "crops*batch dim"]  # features before the head
-    dino: Float[Tensor, "crops*batch prototypes"]
-    ibot: Float[Tensor, "masked prototypes"]
+    dino: Projection  # of every crop
+    ibot: Projection | None  # of the masked patches; None where there is no patch loss
 
 
 class Branch(nn.Module):
@@ -73,7 +85,7 @@ class Branch(nn.Module):
         masked: Int[Tensor, " masked"] | None = None,
         masks: Bool[Tensor, "globals patches"] | None = None,
         generator: torch.Generator | None = None,
-    ) -> Scores:
+    ) -> Projections:
         """All crops through the backbone as one packed sequence, then the heads.
 
         Args:
@@ -86,11 +98,18 @@ class Branch(nn.Module):
             list(crops), [masks, *[None] * (len(crops) - 1)], generator=generator
         )
         cls = torch.cat([group["x_norm_clstoken"] for group in features])
-        scores = self.dino_head(cls)
+        dino = project(self.dino_head, cls)
         if masked is None:
-            return Scores(cls=cls, dino=scores, ibot=scores[:0])
+            return Projections(cls=cls, dino=dino, ibot=None)
         patches = features[0]["x_norm_patchtokens"].flatten(0, 1)[masked]
-        return Scores(cls=cls, dino=scores, ibot=(self.ibot_head or self.dino_head)(patches))
+        return Projections(cls=cls, dino=dino, ibot=project(self.ibot_head or self.dino_head, patches))
+
+
+def project(head: DINOHead, tokens: Float[Tensor, "tokens dim"]) -> Projection:
+    """The head up to the scores. Where sharded weights leave the forward they are copied, for they vanish."""
+    directions = head.prototypes.directions()
+    free = directions is head.prototypes.weight and world() > 1
+    return Projection(head.bottleneck(tokens), directions.clone() if free else directions)
 
 
 def whole_backbone(branch: Branch) -> Backbone:

@@ -1,6 +1,6 @@
 """What the student learns from the teacher: targets, losses by name, and figures that show collapse."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dinov2.losses.cross_entropy import STUDENT_TEMPERATURE, dino, ibot
 from dinov2.losses.koleo import koleo
-from dinov2.losses.targets import centered, next_center, sinkhorn
+from dinov2.losses.targets import CHUNK, Targets, centered, score_totals, sinkhorn, slices, wide
 from dinov2.optim import Rates, TeacherConfig
-from dinov2.ssl.networks import Branch, Scores
+from dinov2.ssl.networks import Branch, Projections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class LossConfig:
     ibot: float = 1.0  # at masked patches
     koleo: float = 0.1  # entropy of the features
     koleo_across_ranks: bool = False  # neighbours among all ranks' features
+    chunk: int = CHUNK  # scores in float32 at a time in targets and cross-entropies; 0: all at once
 
     def weights(self) -> dict[str, float]:
         return {name: weight for name in LOSSES if (weight := getattr(self, name))}
@@ -38,14 +39,29 @@ class Views:
     def crops(self) -> list[Tensor]:
         return [self.global_crops] if self.local_crops is None else [self.global_crops, self.local_crops]
 
+    def parts(self, count: int) -> Iterator["Views"]:
+        """The same in micro-batches, each with all crops of its pictures."""
+        batch = len(self.global_crops) // 2
+        for index in range(count):
+            own = slice(index * batch // count, (index + 1) * batch // count)
+            yield Views(
+                global_crops=_of_pictures(self.global_crops, batch, own),
+                local_crops=None if self.local_crops is None else _of_pictures(self.local_crops, batch, own),
+                masks=None if self.masks is None else _of_pictures(self.masks, batch, own),
+            )
+
+
+def _of_pictures(crops: Tensor, batch: int, pictures: slice) -> Tensor:
+    return crops.unflatten(0, (-1, batch))[:, pictures].flatten(0, 1)
+
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a loss may use: both networks' scores, the teacher's targets, and where the masks lie."""
+    """What a loss may use: the student's output, the teacher's targets, and where the masks lie."""
 
-    student: Scores
-    dino_targets: Float[Tensor, "2*batch prototypes"]
-    ibot_targets: Float[Tensor, "masked prototypes"]
+    student: Projections
+    dino: Targets
+    ibot: Targets | None
     masked_crop: Tensor | None
     global_crops: int
     config: LossConfig
@@ -53,20 +69,48 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Losses by name, figures to watch, and the centres to take over if the step is applied."""
+    """Losses by name, figures to watch, and what the next centres are made of."""
 
     losses: dict[str, Float[Tensor, ""]]
     figures: dict[str, Float[Tensor, ""]]
-    centers: dict[str, Tensor]
+    totals: dict[str, Tensor]  # of the teacher's scores; empty where targets=sinkhorn
+
+    def total(self, weights: dict[str, float]) -> Float[Tensor, ""]:
+        """The loss: the weighted sum."""
+        return torch.stack([weight * self.losses[name] for name, weight in weights.items()]).sum()
+
+    def detached(self) -> "Outcome":
+        """Without the graph, whose tensors are large."""
+        losses = {name: loss.detach() for name, loss in self.losses.items()}
+        return Outcome(losses=losses, figures=self.figures, totals=self.totals)
+
+
+def merged(outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcome of a step from those of its micro-batches: means of losses and figures, sums of totals."""
+    first = outcomes[0]
+    return Outcome(
+        losses={name: torch.stack([o.losses[name] for o in outcomes]).mean() for name in first.losses},
+        figures={name: torch.stack([o.figures[name] for o in outcomes]).mean() for name in first.figures},
+        totals={name: torch.stack([o.totals[name] for o in outcomes]).sum(dim=0) for name in first.totals},
+    )
 
 
 def _dino(seen: Exchange) -> Float[Tensor, ""]:
-    return dino(seen.student.dino, seen.dino_targets)
+    own = seen.student.dino
+    return dino(own.bottleneck, own.prototypes, seen.dino, chunk=seen.config.chunk)
 
 
 def _ibot(seen: Exchange) -> Float[Tensor, ""]:
-    assert seen.masked_crop is not None  # the feed draws masks where there is a patch loss
-    return ibot(seen.student.ibot, seen.ibot_targets, seen.masked_crop, seen.global_crops)
+    own = seen.student.ibot
+    assert own is not None and seen.ibot is not None and seen.masked_crop is not None
+    return ibot(
+        own.bottleneck,
+        own.prototypes,
+        seen.ibot,
+        seen.masked_crop,
+        seen.global_crops,
+        chunk=seen.config.chunk,
+    )
 
 
 def _koleo(seen: Exchange) -> Float[Tensor, ""]:
@@ -99,21 +143,22 @@ def objective(
     masked = None if views.masks is None else views.masks.flatten().nonzero().squeeze(1)
     with torch.no_grad():
         seen = teacher(views.crops()[:1], masked)
-        dino_targets, dino_center = _targets(seen.dino, centers["dino"], rates, targets)
-        ibot_targets, ibot_center = _targets(seen.ibot, centers["ibot"], rates, targets)
-    scores = student(views.crops(), masked, views.masks, generator)
+        scores = {name: getattr(seen, name).scores() for name in ("dino", "ibot") if getattr(seen, name)}
+        made = _targets(scores, centers, rates, targets, losses.chunk)
+    student_says = student(views.crops(), masked, views.masks, generator)
     exchange = Exchange(
-        student=scores,
-        dino_targets=dino_targets,
-        ibot_targets=ibot_targets,
+        student=student_says,
+        dino=made["dino"],
+        ibot=made.get("ibot"),
         masked_crop=None if masked is None or views.masks is None else masked // views.masks.shape[1],
         global_crops=len(views.global_crops),
         config=losses,
     )
+    centering = targets.targets == "centering"
     return Outcome(
         losses={name: LOSSES[name](exchange) for name in losses.weights()},
         figures=_figures(exchange, seen),
-        centers={"dino": dino_center, "ibot": ibot_center},
+        totals={name: score_totals(own) for name, own in scores.items()} if centering else {},
     )
 
 
@@ -124,28 +169,37 @@ def first_centers(student: Branch, device: torch.device) -> dict[str, Tensor]:
 
 
 def _targets(
-    scores: Float[Tensor, "rows prototypes"], center: Tensor, rates: Rates, config: TeacherConfig
-) -> tuple[Float[Tensor, "rows prototypes"], Tensor]:
-    if config.targets == "sinkhorn":
-        return sinkhorn(scores, rates.teacher_temperature), center
-    following = next_center(center, scores, config.center_momentum)
-    return centered(scores, center, rates.teacher_temperature), following
+    scores: dict[str, Float[Tensor, "rows prototypes"]],
+    centers: dict[str, Tensor],
+    rates: Rates,
+    config: TeacherConfig,
+    chunk: int,
+) -> dict[str, Targets]:
+    warmth = rates.teacher_temperature
+    if config.targets == "centering":
+        return {name: centered(own, centers[name], warmth) for name, own in scores.items()}
+    return dict(zip(scores, sinkhorn(list(scores.values()), warmth, chunk=chunk), strict=True))
 
 
 @torch.no_grad()
-def _figures(seen: Exchange, teacher: Scores) -> dict[str, Float[Tensor, ""]]:
+def _figures(seen: Exchange, teacher: Projections) -> dict[str, Float[Tensor, ""]]:
     """Entropies in nats, the share of prototypes that are somebody's first choice, spread of the features."""
-    own = seen.student.dino[: seen.global_crops].float()
-    favourites = seen.dino_targets.argmax(dim=1).unique().numel()
-    possible = min(seen.dino_targets.shape)
+    rows, prototypes = seen.dino.scores.shape
+    used = torch.zeros(prototypes, device=seen.dino.scores.device)
+    entropies = used.new_zeros(2)
+    for part in slices(rows, prototypes, seen.config.chunk):
+        targets = seen.dino.of(part)
+        guesses = torch.softmax(wide(seen.student.dino.scores(part)) / STUDENT_TEMPERATURE, dim=1)
+        entropies += torch.stack([_entropy(targets), _entropy(guesses)]) / rows
+        used[targets.argmax(dim=1)] = 1.0
     unit = torch.nn.functional.normalize(teacher.cls.float(), dim=1)
     return {
-        "entropy.teacher": _entropy(seen.dino_targets),
-        "entropy.student": _entropy(torch.softmax(own / STUDENT_TEMPERATURE, dim=1)),
-        "prototypes.used": torch.tensor(favourites / possible),
+        "entropy.teacher": entropies[0],
+        "entropy.student": entropies[1],
+        "prototypes.used": used.sum() / min(rows, prototypes),
         "features.std": unit.std(dim=0).mean() * unit.shape[1] ** 0.5,
     }
 
 
 def _entropy(rows: Float[Tensor, "rows prototypes"]) -> Float[Tensor, ""]:
-    return torch.special.entr(rows).sum(dim=1).mean()
+    return torch.special.entr(rows).sum()

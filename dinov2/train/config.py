@@ -93,6 +93,7 @@ class TrainConfig:
     steps: int = 0  # length of the run in steps; or give epochs=
     epochs: float = 0.0  # length in passes over the data
     batch: int = 64  # pictures a step, over all processes
+    accumulate: int = 1  # micro-batches that a step's gradient is added up over, to save memory
     seed: int = 0  # of initial weights, order, augmentation, masks and stochastic depth
     precision: str = "bf16"  # bf16 (autocast over float32 masters) or fp32
     mix: dict[str, float] = by_name()  # weight of each source that data= names; empty: as if all were one
@@ -134,6 +135,8 @@ class TrainConfig:
         one_of(self.teacher.update, UPDATES, "teacher.update")
         self.optim.check()
         self._check_network()
+        if self.accumulate < 1:
+            raise UserError(f"accumulate={self.accumulate} should be 1 or more")
         if not self.losses.weights():
             raise UserError("all losses have weight 0; give one a weight, such as losses.dino=1")
 

@@ -45,6 +45,11 @@ def training_source(config: TrainConfig) -> Source:
         )
     if config.batch % world():
         raise UserError(f"batch={config.batch} cannot be shared equally by {world()} processes")
+    if config.batch % (world() * config.accumulate):
+        raise UserError(
+            f"batch={config.batch} cannot be cut into accumulate={config.accumulate} equal parts "
+            f"on each of {world()} processes"
+        )
     return source
 
 

@@ -8,9 +8,10 @@ from dinov2.checkpoint import Checkpoints
 from dinov2.console import progress
 from dinov2.data.sources import Source
 from dinov2.logs import Metrics
+from dinov2.losses.targets import next_centers
 from dinov2.optim import Schedules, clip_gradients, set_rates, update_average
 from dinov2.parallel import is_main
-from dinov2.ssl.objective import objective
+from dinov2.ssl.objective import merged, objective
 from dinov2.train.config import TrainConfig
 from dinov2.train.feed import feed, step_generator
 from dinov2.train.gate import Gate, agree
@@ -46,21 +47,25 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
             rates = schedules.at(state.step)
             set_rates(state.optimizer, rates)
 
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                outcome = objective(
-                    state.student,
-                    state.teacher,
-                    views,
-                    rates,
-                    state.centers,
-                    losses=config.losses,
-                    targets=config.teacher,
-                    generator=step_generator(config.seed, state.step, device),
-                )
-            loss = torch.stack([weight * outcome.losses[name] for name, weight in weights.items()]).sum()
-
             state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            generator = step_generator(config.seed, state.step, device)
+            outcomes = []
+            for part in views.parts(config.accumulate):
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    outcome = objective(
+                        state.student,
+                        state.teacher,
+                        part,
+                        rates,
+                        state.centers,
+                        losses=config.losses,
+                        targets=config.teacher,
+                        generator=generator,
+                    )
+                (outcome.total(weights) / config.accumulate).backward()
+                outcomes.append(outcome.detached())
+            outcome = merged(outcomes)
+            loss = outcome.total(weights)
             norms = clip_gradients(state.student.parts(), config.optim.clip, config.optim.clip_per)
 
             finite, stopping = agree(loss, norms, stop.asked)
@@ -68,7 +73,8 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
                 update_average(state.teacher, state.student, rates.momentum_before)
                 state.optimizer.step()
                 update_average(state.teacher, state.student, rates.momentum)
-                state.centers = outcome.centers
+                moved = next_centers(state.centers, outcome.totals, config.teacher.center_momentum)
+                state.centers = state.centers | moved
             gate.count(state, finite, stopping, outcome, fed)
 
             line = figures(loss, outcome, norms, rates, fed, state)

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from dinov2.losses.cross_entropy import dino, ibot
 from dinov2.losses.koleo import koleo
-from dinov2.losses.targets import centered, next_center, sinkhorn
+from dinov2.losses.targets import Targets, centered, next_centers, score_totals, sinkhorn
 from dinov2.parallel import rank, world
 from tests.ranks import on_ranks
 
-BATCH, LOCALS, K = 4, 3, 16
+BATCH, LOCALS, K, DIM = 4, 3, 16, 6
+CHUNKS = [0, 1, 7 * K, 2**24]  # all at once, row by row, uneven parts, one part
 
 
 def _randn(*shape: int, seed: int = 0) -> Tensor:
@@ -70,61 +71,122 @@ def _pair(*shape: int, seed: int) -> tuple[Tensor, Tensor]:
     return values.requires_grad_(), values.detach().double().requires_grad_()
 
 
-def test_sinkhorn_equals_the_printed_algorithm():
-    scores = _randn(8, K)
-    torch.testing.assert_close(
-        sinkhorn(scores, 0.07).double(), plain_sinkhorn(scores, 0.07), rtol=1e-4, atol=1e-6
-    )
+def _all(targets: Targets) -> Tensor:
+    return targets.of(slice(None))
+
+
+def _given(distributions: Tensor) -> Targets:
+    """Targets that are exactly these distributions."""
+    return Targets(distributions.log(), 1.0, torch.zeros(distributions.shape[1], dtype=distributions.dtype))
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_sinkhorn_equals_the_printed_algorithm(chunk: int):
+    cls, patches = _randn(8, K).double(), _randn(11, K + 3, seed=1).double()
+    for found, scores in zip(sinkhorn([cls, patches], 0.07, chunk=chunk), (cls, patches), strict=True):
+        torch.testing.assert_close(_all(found), plain_sinkhorn(scores, 0.07), rtol=1e-10, atol=1e-12)
+
+
+def test_sinkhorn_in_half_precision_is_that_of_the_rounded_scores():
+    scores = _randn(8, K).bfloat16()
+    (found,) = sinkhorn([scores], 0.07)
+    torch.testing.assert_close(_all(found).double(), plain_sinkhorn(scores, 0.07), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1.5, 1e3, 1e6])
-def test_sinkhorn_is_finite_for_logits_of_any_size(scale: float):
-    targets = sinkhorn(scale * _randn(64, 4096), 0.04)
-    assert torch.isfinite(targets).all()
-    torch.testing.assert_close(targets.sum(dim=1), torch.ones(64))
+@pytest.mark.parametrize("chunk", [0, 2**14])
+def test_sinkhorn_is_finite_for_logits_of_any_size(scale: float, chunk: int):
+    (targets,) = sinkhorn([scale * _randn(64, 4096)], 0.04, chunk=chunk)
+    assert torch.isfinite(_all(targets)).all()
+    torch.testing.assert_close(_all(targets).sum(dim=1), torch.ones(64))
 
 
 def test_sinkhorn_spreads_what_a_plain_softmax_gives_to_one_prototype():
     scores = _randn(32, 8) + torch.tensor([5.0] + [0.0] * 7)
-    shares = sinkhorn(scores, 0.5, rounds=50).sum(dim=0)
-    torch.testing.assert_close(shares, torch.full((8,), 4.0), rtol=1e-3, atol=1e-3)
+    (targets,) = sinkhorn([scores], 0.5, rounds=50)
+    torch.testing.assert_close(_all(targets).sum(dim=0), torch.full((8,), 4.0), rtol=1e-3, atol=1e-3)
 
 
 def test_centering_equals_the_formula_and_leaves_its_inputs():
     scores, center = _randn(8, K), _randn(K, seed=1)
     before = scores.clone(), center.clone()
     reference = torch.softmax((scores.double() - center.double()) / 0.04, dim=1)
-    torch.testing.assert_close(centered(scores, center, 0.04).double(), reference, rtol=1e-4, atol=1e-6)
-    expected = 0.9 * center + 0.1 * scores.mean(dim=0)
-    torch.testing.assert_close(next_center(center, scores, 0.9), expected)
+    torch.testing.assert_close(_all(centered(scores, center, 0.04)).double(), reference, rtol=1e-4, atol=1e-6)
+    halves = score_totals(scores[:3]) + score_totals(scores[3:])  # two micro-batches
+    moved = next_centers({"a": center, "b": center}, {"a": halves}, 0.9)
+    torch.testing.assert_close(moved, {"a": 0.9 * center + 0.1 * scores.mean(dim=0)})
     assert torch.equal(scores, before[0]) and torch.equal(center, before[1])
 
 
-def test_dino_equals_a_loop_over_pairs_of_crops():
-    student, reference = _pair((LOCALS + 2) * BATCH, K, seed=0)
-    teacher = torch.softmax(_randn(2 * BATCH, K, seed=1) / 0.04, dim=1)
-    _same(dino(student, teacher), plain_dino(reference, teacher.double()), student, reference)
+def test_a_centre_stays_where_nothing_was_masked():
+    center = _randn(K)
+    assert torch.equal(next_centers({"ibot": center}, {"ibot": score_totals(_randn(0, K))})["ibot"], center)
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def _student(rows: int) -> tuple[Pair, Pair]:
+    """Features and prototypes in float64, for ours and for the reference."""
+    features, prototypes = _randn(rows, DIM, seed=2).double(), _randn(K, DIM, seed=3).double()
+    ours = features.clone().requires_grad_(), prototypes.clone().requires_grad_()
+    return ours, (features.requires_grad_(), prototypes.requires_grad_())
+
+
+def _same_gradients(ours: Tensor, plain: Tensor, inputs: Pair, reference: Pair) -> None:
+    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
+    (3.0 * ours).backward()
+    (3.0 * plain).backward()
+    for own, other in zip(inputs, reference, strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_dino_equals_a_loop_over_pairs_of_crops(chunk: int):
+    inputs, reference = _student((LOCALS + 2) * BATCH)
+    teacher = torch.softmax(_randn(2 * BATCH, K, seed=1).double() / 0.04, dim=1)
+    ours = dino(*inputs, _given(teacher), chunk=chunk)
+    _same_gradients(ours, plain_dino(reference[0] @ reference[1].T, teacher), inputs, reference)
 
 
 def test_dino_refuses_what_is_no_whole_number_of_crops():
     with pytest.raises(ValueError, match="whole crops"):
-        dino(_randn(2 * BATCH + 1, K), _randn(2 * BATCH, K))
+        dino(_randn(2 * BATCH + 1, DIM), _randn(K, DIM), _given(torch.ones(2 * BATCH, K) / K))
 
 
-def test_ibot_is_a_mean_per_crop_over_all_crops_masked_or_not():
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_ibot_is_a_mean_per_crop_over_all_crops_masked_or_not(chunk: int):
     crop = torch.tensor([0, 0, 0, 2, 2, 5])
-    student, reference = _pair(6, K, seed=0)
-    teacher = torch.softmax(_randn(6, K, seed=1), dim=1)
-    _same(
-        ibot(student, teacher, crop, 8), plain_ibot(reference, teacher.double(), crop, 8), student, reference
-    )
+    inputs, reference = _student(6)
+    teacher = torch.softmax(_randn(6, K, seed=1).double(), dim=1)
+    ours = ibot(*inputs, _given(teacher), crop, 8, chunk=chunk)
+    _same_gradients(ours, plain_ibot(reference[0] @ reference[1].T, teacher, crop, 8), inputs, reference)
+
+
+@pytest.mark.parametrize("chunk", [0, 7 * K])
+def test_cross_entropy_under_autocast_is_that_of_rounded_scores(chunk: int):
+    """bf16 rounds to three digits; a sum that is accumulated in bf16 would lose far more than that."""
+    crop = torch.arange(400) // 100
+    features, prototypes = _randn(400, DIM, seed=2).requires_grad_(), _randn(K, DIM, seed=3).requires_grad_()
+    teacher = torch.softmax(_randn(400, K, seed=1), dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ibot(features.bfloat16(), prototypes, _given(teacher), crop, 4, chunk=chunk)
+    loss.backward()
+    inputs = [x.detach().double().requires_grad_() for x in (features, prototypes)]
+    plain = plain_ibot(inputs[0] @ inputs[1].T, teacher.double(), crop, 4)
+    plain.backward()
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(plain.item(), rel=2e-3)
+    for own, other in zip((features, prototypes), inputs, strict=True):
+        assert own.grad is not None and other.grad is not None
+        difference = (own.grad.double() - other.grad).norm() / other.grad.norm()
+        assert float(difference) < 2e-2
 
 
 def test_ibot_of_no_masked_patch_is_zero_with_a_gradient():
-    student = torch.zeros(0, K, requires_grad=True)
-    loss = ibot(student, torch.zeros(0, K), torch.zeros(0, dtype=torch.long), 8)
+    student, prototypes = torch.zeros(0, DIM, requires_grad=True), _randn(K, DIM).requires_grad_()
+    loss = ibot(student, prototypes, _given(torch.zeros(0, K)), torch.zeros(0, dtype=torch.long), 8)
     loss.backward()
-    assert loss.item() == 0 and student.grad is not None
+    assert loss.item() == 0 and student.grad is not None and prototypes.grad is not None
 
 
 def test_koleo_equals_the_formula():
@@ -156,27 +218,35 @@ def _on_a_rank(scores: Tensor, cls: Tensor) -> dict[str, Tensor]:
     loss.backward()
     assert own.grad is not None
     return {
-        "sinkhorn": sinkhorn(scores[rows], 0.07),
-        "uneven": sinkhorn(scores[: 3 * rank()], 0.07),  # rank 0 has no masked patch
-        "center": next_center(torch.zeros(K), scores[: 3 * rank()]),
+        **sinkhorn_of(scores[rows], 1e4 * scores[: 3 * rank()], 2 * K),  # rank 0 has no masked patch
+        "center": next_centers({"a": torch.zeros(K)}, {"a": score_totals(scores[: 3 * rank()])})["a"],
         "koleo": loss.detach(),
         "gradient": own.grad / world(),
     }
+
+
+def sinkhorn_of(scores: Tensor, uneven: Tensor, chunk: int) -> dict[str, Tensor]:
+    cls, patches = sinkhorn([scores, uneven], 0.07, chunk=chunk)
+    return {"sinkhorn": _all(cls), "uneven": _all(patches)}
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_losses_do_not_depend_on_the_number_of_ranks(ranks: int):
     scores, cls = _randn(16, K), _randn(16, 6, seed=1)
     found = on_ranks(ranks, _on_a_rank, scores, cls)
-    whole = cls.clone().requires_grad_()
-    loss = koleo(whole)
-    loss.backward()
+    reference = cls.double().requires_grad_()
+    plain = plain_koleo(reference)
+    plain.backward()
     together = {
         name: torch.cat([part[name] for part in found]) for name in ("sinkhorn", "uneven", "gradient")
     }
-    torch.testing.assert_close(together["sinkhorn"], sinkhorn(scores, 0.07))
     everyone = torch.cat([scores[: 3 * index] for index in range(ranks)])
-    torch.testing.assert_close(together["uneven"], sinkhorn(everyone, 0.07))
-    torch.testing.assert_close(found[0]["center"], next_center(torch.zeros(K), everyone))
-    torch.testing.assert_close(torch.stack([part["koleo"] for part in found]).mean(), loss.detach())
-    torch.testing.assert_close(together["gradient"], whole.grad)
+    alone = sinkhorn_of(scores, 1e4 * everyone, 0)
+    for name, targets in alone.items():
+        torch.testing.assert_close(together[name], targets, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        together["sinkhorn"].double(), plain_sinkhorn(scores, 0.07), rtol=1e-4, atol=1e-6
+    )
+    torch.testing.assert_close(found[0]["center"], 0.1 * everyone.mean(dim=0))
+    torch.testing.assert_close(torch.stack([part["koleo"] for part in found]).mean().double(), plain.detach())
+    torch.testing.assert_close(together["gradient"].double(), reference.grad, rtol=1e-4, atol=1e-6)
