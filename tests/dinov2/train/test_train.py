@@ -13,7 +13,7 @@ from tests.faults import assert_survives, at, when
 
 
 def test_a_killed_run_continues_and_ends_with_the_same_bytes(pictures: Path, tmp_path: Path):
-    labelled = [f"knn.train={pictures / 'train'}", f"knn.test={pictures / 'test'}"]
+    labelled = [f"knn.train={pictures / 'train'}", f"knn.test={pictures / 'test'}", "accumulate=2"]
     assert_survives(
         train_words(pictures, *labelled),
         tmp_path,
