@@ -40,7 +40,7 @@ class Stage:
 
 @dataclass
 class Stages:
-    """The stages of one folder. `stages.json` has seconds and commands of those that are done."""
+    """The stages of one folder. `stages.json` has place, seconds and commands of those that are done."""
 
     folder: Path
     began: float
@@ -56,7 +56,11 @@ class Stages:
         commands = stage.work() or []
         for words in commands:
             _run(self.folder / "logs" / f"{stage.name}.txt", words)
-        facts = {"seconds": time.perf_counter() - start, "commands": [words[2:] for words in commands]}
+        facts = {
+            "place": len(done),
+            "seconds": time.perf_counter() - start,
+            "commands": [words[2:] for words in commands],
+        }
         write_json(self.folder / FILE, done | {stage.name: facts})
 
     def say(self, line: str) -> None:
@@ -66,9 +70,10 @@ class Stages:
 
 
 def read_stages(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is done. A stage that was stopped and continued has the seconds of its last start."""
+    """What is done, in that order. A stage that was stopped and continued has the seconds of its last start."""
     path = folder / FILE
-    return read_json(path) if path.exists() else {}
+    done = read_json(path) if path.exists() else {}
+    return dict(sorted(done.items(), key=lambda item: item[1].get("place", 0)))
 
 
 def python(module: str, *words: str) -> list[str]:
