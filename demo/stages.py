@@ -70,7 +70,7 @@ class Stages:
 
 
 def read_stages(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is done, in that order. A stage that was stopped and continued has the seconds of its last start."""
+    """What is done, in that order. A stage that was continued has the seconds of its last start."""
     path = folder / FILE
     done = read_json(path) if path.exists() else {}
     return dict(sorted(done.items(), key=lambda item: item[1].get("place", 0)))

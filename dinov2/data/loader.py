@@ -228,14 +228,14 @@ class _Steps(Dataset[Batch | UserError]):
 
     def _picture(self, position: int, replaced: list[tuple[str, str]]) -> tuple[int, Image.Image | Pixels]:
         """The row of the first readable picture for a position, and that picture."""
-        row = self.order.sample(position)
+        row = last = self.order.sample(position)
         for attempt in range(REPLACEMENTS + 1):
             try:
                 return row, self.crop.open(self.source.read(row))
             except Unreadable as reason:
                 replaced.append((self.source.table["id"][row].as_py(), str(reason)))
-                row = self.order.replacement(position, attempt)
-        picture, reason = replaced[-1]
+                last, row = row, self.order.replacement(position, attempt)
+        picture, reason = self.source.table["uri"][last].as_py(), replaced[-1][1]
         raise UserError(
             f"{REPLACEMENTS + 1} pictures in a row could not be read, the last of them {picture}: {reason}; "
             f"see whether {self.source.name} holds pictures"

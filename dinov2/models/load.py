@@ -27,7 +27,7 @@ WORDS = {"true": True, "false": False, "yes": True, "no": False}
 def load_backbone(
     spec: str | Path, *, device: torch.device | str = "cpu", architecture: str | None = None
 ) -> Backbone:
-    """A backbone in evaluation mode, without gradients, on `device`.
+    """A backbone in evaluation mode, without gradients, on `device`. (To fine-tune it: `.requires_grad_()`.)
 
     Args:
         spec: a folder written by `dinov2.export`; `timm:NAME`, `timm:NAME?seed=1` or `timm:NAME?pretrained`;
