@@ -15,8 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
@@ -124,6 +127,11 @@ class Checkpoints:
                 f"{self._path(step)} cannot be loaded ({reason}); delete it to go on from an earlier one"
             ) from error
         return state
+
+    def shapes(self, step: int) -> dict[str, torch.Size]:
+        """The shapes of its tensors, by dotted name."""
+        described = FileSystemReader(self._path(step)).read_metadata().state_dict_metadata
+        return {key: x.size for key, x in described.items() if isinstance(x, TensorStorageMetadata)}
 
     def drop_after(self, step: int) -> None:
         """Delete the checkpoints of later steps. The main process calls it."""

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 
+from dinov2.checkpoint import Checkpoints
 from dinov2.config import read
 from dinov2.console import run
 from dinov2.data.sources import Source
 from dinov2.export import save_backbone
+from dinov2.files import write_json
 from dinov2.folders import claim
 from dinov2.logs import write_versions
 from dinov2.models.backbone import Backbone
@@ -27,6 +29,7 @@ from dinov2.ssl.networks import whole_backbone
 from dinov2.train.config import TrainConfig
 from dinov2.train.feed import training_source
 from dinov2.train.loop import checkpoints_of, train
+from dinov2.train.origin import ORIGIN, begin
 from dinov2.train.report import write_report
 from dinov2.train.rollback import Astray, Rollbacks
 from dinov2.train.state import State, fresh_state, resume
@@ -51,7 +54,7 @@ def main(words: list[str]) -> None:
 
 def _run(config: TrainConfig, folder: Path, source: Source, device: torch.device) -> None:
     checkpoints = checkpoints_of(config, folder)
-    state = resume(fresh_state(config, source.fingerprint, device), checkpoints)
+    state = _state(config, folder, source, checkpoints, device)
     rollbacks = Rollbacks(folder, state.step)
     barrier()  # the main process holds the folder now; the others would otherwise have begun without it
     if state.step >= config.length(len(source)) and (folder / "report.html").exists():
@@ -64,12 +67,24 @@ def _run(config: TrainConfig, folder: Path, source: Source, device: torch.device
     while astray := _train(config, folder, source, state, rollbacks):
         rollbacks.go_back(state, astray, checkpoints, limit=config.max_rollbacks)
         del state  # before it is made anew: there may be no room for two
-        state = resume(fresh_state(config, source.fingerprint, device), checkpoints)
+        state = _state(config, folder, source, checkpoints, device)
     teacher = whole_backbone(state.teacher)
     if is_main():
         _export(config, folder, source, state.step, teacher)
         write_report(config, folder)
         print(f"backbone: {folder / 'backbone'}\nreport:   {folder / 'report.html'}")
+
+
+def _state(
+    config: TrainConfig, folder: Path, source: Source, checkpoints: Checkpoints, device: torch.device
+) -> State:
+    """From the last checkpoint; before the first one, from `init=` or the seed."""
+    state = fresh_state(config, source.fingerprint, device)
+    if config.init and not checkpoints.steps():
+        origin = begin(config, state)
+        if is_main():
+            write_json(folder / ORIGIN, origin)
+    return resume(state, checkpoints)
 
 
 def _train(
@@ -97,6 +112,7 @@ def _export(config: TrainConfig, folder: Path, source: Source, steps: int, teach
             "losses": ", ".join(f"{name} x {weight:g}" for name, weight in config.losses.weights().items()),
             "targets": config.teacher.targets,
             "seed": config.seed,
+            **({"began from": config.init} if config.init else {}),
         },
     )
 

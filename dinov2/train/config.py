@@ -90,6 +90,7 @@ class TrainConfig:
 
     data: str = required()  # pictures: folder, tars, manifest, list, several joined by commas
     output: str = runtime()  # the run's folder
+    init: str = ""  # begin from a run's folder (weights and heads) or a backbone (heads start fresh)
     steps: int = 0  # length of the run in steps; or give epochs=
     epochs: float = 0.0  # length in passes over the data
     batch: int = 64  # pictures a step, over all processes

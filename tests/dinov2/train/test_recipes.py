@@ -20,7 +20,7 @@ def test_a_recipe_is_whole_and_says_command_hardware_and_what_to_expect(name: st
     _config(name).check()
     first, second, *_ = (configs_folder() / "train" / f"{name}.yaml").read_text().splitlines()
     command, hardware = first.split(":", 1)
-    assert command.startswith(f"# dinov2 train {name} data=") and " output=" in command
+    assert command.startswith(f"# dinov2 train {name} ") and " data=" in command and " output=" in command
     assert any(word in hardware for word in ("GPU", "A100", "V100", "CPU"))
     assert second.startswith("# Expected")
 
