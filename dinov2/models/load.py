@@ -77,6 +77,10 @@ def _from_timm(name: str, options: dict[str, str]) -> Backbone:
 def _from_folder(folder: Path, options: dict[str, str]) -> Backbone:
     if options:
         raise UserError(f"{folder} states its architecture itself; leave out ?{'&'.join(options)}")
+    if not (folder / "config.json").exists():
+        inner = folder / "backbone"  # a run's
+        hint = f"did you mean {inner}?" if inner.is_dir() else "name the backbone/ of a run"
+        raise UserError(f"{folder} is no backbone, it has no config.json; {hint}")
     config = read_json(folder / "config.json")
     version = config.get("format_version") if isinstance(config, dict) else None
     if version != FORMAT_VERSION:

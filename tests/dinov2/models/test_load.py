@@ -114,12 +114,14 @@ def test_what_cannot_be_loaded_says_what_to_do(tmp_path: Path) -> None:
         config = json.loads((tmp_path / "backbone" / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | change))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "run" / "backbone").mkdir(parents=True)
     cases = {
         "timm:resnt50": "did you mean resnet50",
         "timm:resnet18?sed=1": "sed",
         "timm:resnet18?seed=x": "seed=x",
         str(tmp_path / "nothing"): "no backbone at",
-        str(tmp_path / "empty"): "does not exist",
+        str(tmp_path / "empty"): "is no backbone, it has no config.json; name the backbone/ of a run",
+        str(tmp_path / "run"): f"did you mean {tmp_path}/run/backbone",
         str(old): "format version 9",
         str(broken): "does not describe a backbone",
         f"{tmp_path / 'backbone'}?position=exact": "states its architecture itself",
