@@ -18,15 +18,13 @@ from dinov2.checkpoint import Checkpoints
 from dinov2.config import read
 from dinov2.console import run
 from dinov2.data.sources import Source
-from dinov2.export import save_backbone
 from dinov2.files import write_json
 from dinov2.folders import claim
 from dinov2.logs import write_versions
-from dinov2.models.backbone import Backbone
 from dinov2.parallel import barrier, is_main, pick_device, process_group
 from dinov2.processes import ranks_here, run_all
-from dinov2.ssl.networks import whole_backbone
 from dinov2.train.config import TrainConfig
+from dinov2.train.exports import export_teacher
 from dinov2.train.feed import training_source
 from dinov2.train.loop import checkpoints_of, train
 from dinov2.train.origin import ORIGIN, begin
@@ -68,9 +66,8 @@ def _run(config: TrainConfig, folder: Path, source: Source, device: torch.device
         rollbacks.go_back(state, astray, checkpoints, limit=config.max_rollbacks)
         del state  # before it is made anew: there may be no room for two
         state = _state(config, folder, source, checkpoints, device)
-    teacher = whole_backbone(state.teacher)
+    export_teacher(config, folder / "backbone", source, state)
     if is_main():
-        _export(config, folder, source, state.step, teacher)
         write_report(config, folder)
         print(f"backbone: {folder / 'backbone'}\nreport:   {folder / 'report.html'}")
 
@@ -96,25 +93,6 @@ def _train(
     except Astray as astray:
         return astray.with_traceback(None)
     return None
-
-
-def _export(config: TrainConfig, folder: Path, source: Source, steps: int, teacher: Backbone) -> None:
-    """The teacher's backbone, with what made it on its card."""
-    save_backbone(
-        teacher,
-        None,
-        folder / "backbone",
-        mean=config.augment.mean,
-        std=config.augment.std,
-        card={
-            "trained on": f"{len(source):,} pictures (data fingerprint {source.fingerprint})",
-            "steps": f"{steps:,} of {config.batch} pictures",
-            "losses": ", ".join(f"{name} x {weight:g}" for name, weight in config.losses.weights().items()),
-            "targets": config.teacher.targets,
-            "seed": config.seed,
-            **({"began from": config.init} if config.init else {}),
-        },
-    )
 
 
 if __name__ == "__main__":

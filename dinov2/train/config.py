@@ -82,6 +82,11 @@ class CheckpointConfig:
     every: int = 500  # steps between two checkpoints
     keep: int = 2  # how many of the latest stay
     keep_every: int = 0  # checkpoints at multiples of this stay for good; 0: none
+    export_every: int = 0  # at multiples of this (and of every) the teacher goes to backbones/STEP; 0: never
+
+    def exported(self, step: int) -> bool:
+        """Whether the teacher's backbone is written after this step."""
+        return bool(self.export_every) and step % self.export_every == 0
 
 
 @dataclass(frozen=True, kw_only=True)

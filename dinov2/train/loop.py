@@ -13,6 +13,7 @@ from dinov2.optim import Schedules, clip_gradients, set_rates, update_average
 from dinov2.parallel import is_main
 from dinov2.ssl.objective import merged, objective
 from dinov2.train.config import TrainConfig
+from dinov2.train.exports import export_if_asked
 from dinov2.train.feed import feed, step_generator
 from dinov2.train.gate import Gate, agree
 from dinov2.train.knn import KnnWatch
@@ -40,6 +41,7 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
     bar = progress(total=steps, initial=state.step, what="train", unit="step", shown=is_main())
     weights = config.losses.weights()
 
+    export_if_asked(config, folder, source, state)  # a kill may have come between a checkpoint and this
     if state.step == 0:
         metrics.write(0, knn.of(state))
     with StopSignals(config.signals) as stop, checkpoints, metrics, bar:
@@ -87,6 +89,8 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
             due = state.step % config.checkpoint.every == 0 or state.step == steps or stopping
             if due and not save(state, checkpoints):
                 raise Astray("weights not finite", stopping=stopping)
+            if due:
+                export_if_asked(config, folder, source, state)
             if stopping and state.step < steps:
                 checkpoints.wait()
                 stop.leave(state.step, steps)

@@ -13,11 +13,16 @@ from tests.faults import assert_survives, at, when
 
 
 def test_a_killed_run_continues_and_ends_with_the_same_bytes(pictures: Path, tmp_path: Path):
-    labelled = [f"knn.train={pictures / 'train'}", f"knn.test={pictures / 'test'}", "accumulate=2"]
+    labelled = [
+        f"knn.train={pictures / 'train'}",
+        f"knn.test={pictures / 'test'}",
+        "accumulate=2",
+        "checkpoint.export_every=4",
+    ]
     assert_survives(
         train_words(pictures, *labelled),
         tmp_path,
-        results=["run/backbone/*", "run/metrics.jsonl"],
+        results=["run/backbone/*", "run/backbones/*/*", "run/metrics.jsonl"],
         moments=[when("run/checkpoints/00000002"), when("run/checkpoints/.part-00000006/*.distcp"), at(0.9)],
         read={"run/metrics.jsonl": lines_of},
     )

@@ -1,0 +1,173 @@
+"""A pipeline as jobs: one command from pictures to the evaluation, and none of it done twice."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from dinov2.exits import UserError
+from slurm.check import rounds, slow_nodes
+from slurm.config import parse_time, read_slurm
+from slurm.pipeline import read_pipeline
+from slurm.record import Record, after, started
+from tests.pictures import class_folder
+from tests.slurm.conftest import Cluster
+
+PIPELINE = """stages:
+  curate:
+    stage: curate
+    words: ["pool={pictures}", workers=1]
+  train:
+    stage: train
+    words: ["data={curate}", batch=8, steps=20, model.size=vit_tiny, model.depth=1, model.patch=8,
+      heads.dino.prototypes=32, heads.dino.hidden=32, augment.global_size=32, augment.local_size=16,
+      augment.local_crops=2, tensorboard=false, workers=0, checkpoint.every=10, checkpoint.export_every=10]
+  early:
+    stage: eval
+    each: "{train}/backbones/*"
+    words: ["{item}", knn, "train={pictures}", "test={pictures}", size=32, resize=32, workers=0]
+  final:
+    stage: eval
+    words: ["{train}/backbone", knn, "train={pictures}", "test={pictures}", size=32, resize=32, workers=0]
+"""
+
+
+def test_a_pipeline_ends_with_its_evaluations_and_is_not_run_twice(cluster: Cluster, tmp_path: Path) -> None:
+    class_folder(tmp_path / "pictures", classes=3, each=8)
+    (tmp_path / "small.yaml").write_text(PIPELINE)
+    words = [
+        "pipeline",
+        str(tmp_path / "small.yaml"),
+        f"pictures={tmp_path / 'pictures'}",
+        f"output={tmp_path / 'out'}",
+    ]
+    said = cluster.submit(*words)
+    assert [line.split(":")[0] for line in said.splitlines()[:4]] == ["curate", "train", "early", "final"]
+    assert "is there" in cluster.submit(*words)  # a second time at once: nothing is submitted twice
+    until = time.monotonic() + 240
+    while cluster.jobs(tmp_path / "out").count(": done") < 4:
+        assert ": failed" not in cluster.jobs(tmp_path / "out"), cluster.jobs(tmp_path / "out")
+        assert time.monotonic() < until, cluster.jobs(tmp_path / "out") + cluster.queue()
+        time.sleep(1)
+    assert (tmp_path / "out" / "final" / "report.html").exists()
+    for step in ("00000010", "00000020"):
+        cluster.wait(tmp_path / "out" / "early" / step, ": done")
+        lines = (tmp_path / "out" / "early" / step / "results.jsonl").read_text().splitlines()
+        assert f"/{step}" in json.loads(lines[0])["backbone"]["spec"]
+    again = cluster.submit(*words)
+    assert "everything is done" in again and "job" not in again
+    assert cluster.queue() == ""
+    other = cluster.submit(*words, f"pictures={tmp_path}", status=2)
+    assert "was submitted with other words" in other
+
+
+def test_dry_needs_no_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from slurm.submit import main
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("DINOV2_SLURM_ACCOUNT", "ours")
+    pictures = tmp_path / "pictures"
+    words = ["train", f"data={pictures}", "steps=1", f"output={tmp_path / 'run'}"]
+    main([*words, "slurm.site=example", "slurm.nodes=4", "slurm.gpus_per_node=8", "slurm.array=3", "--dry"])
+    text = capsys.readouterr().out
+    for line in (
+        "#SBATCH --account=ours",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --nodes=4",
+        "#SBATCH --ntasks-per-node=8",
+        "#SBATCH --gpus-per-node=8",
+        "#SBATCH --time=2880",
+        "#SBATCH --array=0-2%3",
+        "module load cuda",
+    ):
+        assert line in text.splitlines(), text
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"slurm\.executor=local"):
+        main(words)
+
+
+def test_on_this_machine_without_slurm(tmp_path: Path, cluster: Cluster) -> None:
+    class_folder(tmp_path / "pictures", classes=2, each=4)
+    words = ["curate", f"pool={tmp_path / 'pictures'}", "workers=1"]
+    cluster.submit(*words, f"output={tmp_path / 'a'}", "slurm.executor=local")
+    cluster.wait(tmp_path / "a", ": done")
+    cluster.submit(*words, f"output={tmp_path / 'b'}", "slurm.executor=debug")
+    assert ": done" in cluster.jobs(tmp_path / "b")
+    assert (tmp_path / "a" / "manifest.parquet").read_bytes() == (
+        tmp_path / "b" / "manifest.parquet"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("", 0),
+        ("90", 90),
+        ("1:30", 2),
+        ("2:00:00", 120),
+        ("1-0", 1440),
+        ("1-2:30", 1590),
+        ("2-00:00:30", 2881),
+    ],
+)
+def test_times_are_read_as_sbatch_reads_them(text: str, minutes: int) -> None:
+    assert parse_time(text) == minutes
+
+
+def test_a_job_starts_again_as_long_as_it_gets_further() -> None:
+    record = started(Record(), "a")
+    for status, marker in ((75, "a"), (1, "b"), (137, "c")):
+        record = after(started(record, "z"), status, marker, "why", retries=2)
+        assert not record.ended and record.stuck == 0
+    for stuck in (1, 2):
+        record = after(started(record, "z"), 1, "c", "why", retries=2)
+        assert not record.ended and record.stuck == stuck
+    record = after(started(record, "z"), 1, "c", "why", retries=2)
+    assert record.ended == "failed" and "3 starts without progress" in record.reason and record.starts == 7
+    for status, ended in ((0, "done"), (2, "failed"), (70, "failed")):
+        assert after(Record(marker="a"), status, "b", "why", retries=9).ended == ended
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+def test_every_pair_of_nodes_is_measured_once_and_no_node_twice_at_a_time(count: int) -> None:
+    names = [f"n{number}" for number in range(count)]
+    met = []
+    for pairs in rounds(names):
+        busy = [name for pair in pairs for name in pair]
+        assert len(set(busy)) == len(busy)
+        met += [frozenset(pair) for pair in pairs]
+    assert len(set(met)) == len(met) == count * (count - 1) // 2
+
+
+def test_a_slow_node_is_named_and_its_partners_are_not() -> None:
+    rates = {f"n{number}": {"link": 100.0, "disk": 50.0 + number} for number in range(4)}
+    rates["n2"] = {"link": 20.0, "disk": 49.0}
+    assert list(slow_nodes(rates, 0.5)) == ["n2"]
+    assert "link" in slow_nodes(rates, 0.5)["n2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("stages: {a: {stage: train, words: [x]}, b: [}", "no pipeline"),
+        (
+            "stages: {a: {stage: train, words: ['{b}']}, b: {stage: eval, words: ['{a}']}}",
+            "wait for each other",
+        ),
+        ("stages: {a: {stage: train, words: ['{pool}']}}", "needs pool="),
+        ("stages: {a: {stage: train, wrds: [x]}}", "'wrds'"),
+    ],
+)
+def test_a_bad_pipeline_gets_one_line(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(UserError, match=complaint):
+        read_pipeline(tmp_path / "p.yaml", {"output": "out"})
+
+
+def test_settings_come_from_site_environment_and_words_in_this_order() -> None:
+    environ = {"DINOV2_SLURM_SITE": "example", "DINOV2_SLURM_PARTITION": "big", "DINOV2_SLURM_CPUS": "3"}
+    config = read_slurm(["slurm.cpus=5"], environ)
+    assert (config.account, config.partition, config.cpus) == ("my-project", "big", 5)
