@@ -38,14 +38,22 @@ def attention(
 
 
 def attention_maps(
-    backbone: Backbone, image: Image.Image, *, size: int | None = None, mass: float | None = None
+    backbone: Backbone,
+    image: Image.Image,
+    *,
+    size: int | None = None,
+    mass: float | None = None,
+    mean: bool = False,
 ) -> list[Image.Image]:
     """`attention` as pictures, one a head, as large as the image, each scaled to its own maximum.
 
     Args:
         mass: show only the patches that hold this share of the attention (DINO shows 0.6).
+        mean: one picture, of the mean over the heads.
     """
     maps = attention(backbone, image, size=size)
+    if mean:
+        maps = maps.mean(dim=0, keepdim=True)
     if mass is not None:
         maps = maps * most_attended(maps, mass)
     maps = maps / maps.amax(dim=(1, 2), keepdim=True)

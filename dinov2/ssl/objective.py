@@ -1,16 +1,17 @@
 """What the student learns from the teacher: targets, losses by name, and figures that show collapse."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dinov2.losses.cross_entropy import STUDENT_TEMPERATURE, dino, ibot
+from dinov2.losses.cross_entropy import dino, ibot
 from dinov2.losses.koleo import koleo
 from dinov2.losses.targets import CHUNK, Targets, centered, score_totals, sinkhorn, slices, wide
 from dinov2.optim import Rates, TeacherConfig
+from dinov2.ssl.figures import figures
 from dinov2.ssl.networks import Branch, Projections
 
 
@@ -74,6 +75,7 @@ class Outcome:
     losses: dict[str, Float[Tensor, ""]]
     figures: dict[str, Float[Tensor, ""]]
     totals: dict[str, Tensor]  # of the teacher's scores; empty where targets=sinkhorn
+    features: Float[Tensor, "batch dim"]  # the teacher's CLS tokens of the first views
 
     def total(self, weights: dict[str, float]) -> Float[Tensor, ""]:
         """The loss: the weighted sum."""
@@ -82,7 +84,7 @@ class Outcome:
     def detached(self) -> "Outcome":
         """Without the graph, whose tensors are large."""
         losses = {name: loss.detach() for name, loss in self.losses.items()}
-        return Outcome(losses=losses, figures=self.figures, totals=self.totals)
+        return replace(self, losses=losses)
 
 
 def merged(outcomes: Sequence[Outcome]) -> Outcome:
@@ -92,6 +94,7 @@ def merged(outcomes: Sequence[Outcome]) -> Outcome:
         losses={name: torch.stack([o.losses[name] for o in outcomes]).mean() for name in first.losses},
         figures={name: torch.stack([o.figures[name] for o in outcomes]).mean() for name in first.figures},
         totals={name: torch.stack([o.totals[name] for o in outcomes]).sum(dim=0) for name in first.totals},
+        features=torch.cat([outcome.features for outcome in outcomes]),
     )
 
 
@@ -159,6 +162,7 @@ def objective(
         losses={name: LOSSES[name](exchange) for name in losses.weights()},
         figures=_figures(exchange, seen),
         totals={name: score_totals(own) for name, own in scores.items()} if centering else {},
+        features=seen.cls.chunk(2)[0],
     )
 
 
@@ -183,23 +187,7 @@ def _targets(
 
 @torch.no_grad()
 def _figures(seen: Exchange, teacher: Projections) -> dict[str, Float[Tensor, ""]]:
-    """Entropies in nats, the share of prototypes that are somebody's first choice, spread of the features."""
     rows, prototypes = seen.dino.scores.shape
-    used = torch.zeros(prototypes, device=seen.dino.scores.device)
-    entropies = used.new_zeros(2)
-    for part in slices(rows, prototypes, seen.config.chunk):
-        targets = seen.dino.of(part)
-        guesses = torch.softmax(wide(seen.student.dino.scores(part)) / STUDENT_TEMPERATURE, dim=1)
-        entropies += torch.stack([_entropy(targets), _entropy(guesses)]) / rows
-        used[targets.argmax(dim=1)] = 1.0
-    unit = torch.nn.functional.normalize(teacher.cls.float(), dim=1)
-    return {
-        "entropy.teacher": entropies[0],
-        "entropy.student": entropies[1],
-        "prototypes.used": used.sum() / min(rows, prototypes),
-        "features.std": unit.std(dim=0).mean() * unit.shape[1] ** 0.5,
-    }
-
-
-def _entropy(rows: Float[Tensor, "rows prototypes"]) -> Float[Tensor, ""]:
-    return torch.special.entr(rows).sum()
+    parts = slices(rows, prototypes, seen.config.chunk)
+    pairs = ((seen.dino.of(part), wide(seen.student.dino.scores(part))) for part in parts)
+    return figures(pairs, teacher.cls)

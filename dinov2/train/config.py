@@ -90,6 +90,23 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """What the run says of itself, and how often."""
+
+    every: int = 100  # steps between two measurements that are not for every step: rank of the features, …
+    snapshots: int = (
+        8  # times through the run that attention and patches of fixed pictures are drawn; 0: never
+    )
+    pictures: int = 4  # how many fixed pictures
+    hang_limit: float = 900.0  # seconds without a step until the run ends, naming the rank; 0: never
+    peak_tflops: float = (
+        0.0  # rate that utilisation is a share of; 0: the maker's, else measured at the start
+    )
+    watts: float = 0.0  # power of a device with its share of the machine; 0: 700 a GPU, 65 a CPU, 30 a Mac
+    wandb: str = ""  # project at Weights & Biases to log to as well; its package must be installed
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A run of `dinov2 train`."""
 
@@ -117,6 +134,7 @@ class TrainConfig:
     max_rollbacks: int = runtime(3)  # times in a row that it goes back without progress before it gives up
     knn: KnnConfig = runtime(KnnConfig)
     checkpoint: CheckpointConfig = runtime(CheckpointConfig)
+    watch: WatchConfig = runtime(WatchConfig)
     device: str = runtime("auto")  # auto, cpu, cuda, cuda:1, mps
     nproc: str = runtime("1")  # training processes on this machine; auto: one for each GPU
     workers: int = runtime(1)  # processes that read and augment pictures, beside each training process

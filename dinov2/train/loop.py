@@ -16,10 +16,10 @@ from dinov2.train.config import TrainConfig
 from dinov2.train.exports import export_if_asked
 from dinov2.train.feed import feed, step_generator
 from dinov2.train.gate import Gate, agree
-from dinov2.train.knn import KnnWatch
 from dinov2.train.rollback import Astray, Rollbacks
+from dinov2.train.signals import StopSignals
 from dinov2.train.state import State, save
-from dinov2.train.watch import StopSignals, figures
+from dinov2.train.watch import Watch
 
 
 def train(config: TrainConfig, folder: Path, source: Source, state: State, rollbacks: Rollbacks) -> None:
@@ -37,13 +37,13 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
     checkpoints = checkpoints_of(config, folder)
     metrics = Metrics(folder, state.step, tensorboard=config.tensorboard)
     gate = Gate(folder, source, state.step, limit=config.max_skipped)
-    knn = KnnWatch(config, device)
+    watch = Watch(config, folder, source, state)
     bar = progress(total=steps, initial=state.step, what="train", unit="step", shown=is_main())
     weights = config.losses.weights()
 
     export_if_asked(config, folder, source, state)  # a kill may have come between a checkpoint and this
     if state.step == 0:
-        metrics.write(0, knn.of(state))
+        metrics.write(0, watch.start(state))
     with StopSignals(config.signals) as stop, checkpoints, metrics, bar:
         for views, fed in feed(config, source, device, rollbacks.batch, first=state.step, last=steps):
             rates = schedules.at(state.step)
@@ -79,9 +79,7 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
                 state.centers = state.centers | moved
             gate.count(state, finite, stopping, outcome, fed)
 
-            line = figures(loss, outcome, norms, rates, fed, state)
-            if knn.due(state.step, steps):
-                line |= knn.of(state)
+            line = watch.step(loss, outcome, norms, rates, fed, state)
             metrics.write(state.step, line)
             bar.update()
             bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)

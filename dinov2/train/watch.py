@@ -1,79 +1,93 @@
-"""What keeps a run in sight and within reach: stop signals, and the figures of a step."""
+"""What a run says of itself: the metrics of a step, those that are measured now and then, and warnings."""
 
+import math
 import resource
-import signal
 import time
 from collections.abc import Sequence
-from types import FrameType, TracebackType
-from typing import NoReturn, Self
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dinov2.config import one_of
-from dinov2.exits import RunAgain
+from dinov2.data.sources import Source
 from dinov2.optim import Rates
-from dinov2.parallel import all_sum, world
+from dinov2.parallel import all_sum, is_main, world
 from dinov2.ssl.objective import Outcome
+from dinov2.train.config import TrainConfig
+from dinov2.train.cost import peak_flops, work_of
 from dinov2.train.feed import Fed
+from dinov2.train.health import KEPT, Health, spread
+from dinov2.train.knn import KnnWatch
+from dinov2.train.snapshots import Snapshots
 from dinov2.train.state import State
 
 PARTS = ("backbone", "dino_head", "ibot_head")
 
 
-class StopSignals:
-    """While it is entered, the named signals only set `asked`; the loop leaves at a step of its choosing."""
+class Watch:
+    """Makes each step's line of metrics, with what is measured only now and then, and warns."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        known = {name.name for name in signal.Signals}
-        self.signals = [signal.Signals[one_of(name, known, "signals")] for name in names]
-        self.asked = False
-        self._before: dict[signal.Signals, object] = {}
+    def __init__(self, config: TrainConfig, folder: Path, source: Source, state: State) -> None:
+        self.config, self.steps = config, config.length(len(source))
+        self.device = next(state.student.parameters()).device
+        self.knn = KnnWatch(config, self.device)
+        self.snapshots = Snapshots(config, folder, source, self.steps)
+        self.health = Health(
+            folder,
+            state.step,
+            warm=max(round(config.optim.warmup * self.steps), 2 * KEPT),
+            most=math.log(config.heads.dino.prototypes),
+        )
+        self.work = work_of(config)
+        self.peak = peak_flops(config, self.device) if self.work else 0.0
 
-    def __enter__(self) -> Self:
-        for number in self.signals:
-            self._before[number] = signal.signal(number, self._ask)
-        return self
+    def start(self, state: State) -> dict[str, float]:
+        """The line of step 0: what fresh weights do."""
+        self.snapshots.take(state)
+        return self.knn.of(state)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]  # what signal() itself returned
+    def step(
+        self, loss: Tensor, outcome: Outcome, norms: Sequence[Tensor], rates: Rates, fed: Fed, state: State
+    ) -> dict[str, float]:
+        """The line of the step that led to `state`: means over the ranks, all of which call it."""
+        line = _means({"loss": loss} | _named("loss", outcome.losses) | outcome.figures)
+        line |= _named("norm", dict(zip(PARTS, map(float, norms), strict=False)))
+        line |= asdict(rates) | self._speed(fed)
+        line |= {"ranks": world(), "skipped": state.skipped, "replaced": len(fed.batch.replaced)}
+        if is_main():
+            self.health.see(state.step, line)
+        if state.step % self.config.watch.every == 0 or state.step == self.steps:
+            line |= spread(outcome.features)
+        if self.knn.due(state.step, self.steps):
+            line |= self.knn.of(state)
+        self.snapshots.take(state)
+        return line
 
-    def leave(self, step: int, steps: int) -> NoReturn:
-        raise RunAgain(f"asked to stop; saved at step {step} of {steps}; the same command continues")
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-
-def figures(
-    loss: Tensor, outcome: Outcome, norms: Sequence[Tensor], rates: Rates, fed: Fed, state: State
-) -> dict[str, float]:
-    """A step's line in metrics.jsonl: losses as means over ranks, norms, rates, speed."""
-    shown = (
-        {"loss": loss} | {f"loss.{name}": value for name, value in outcome.losses.items()} | outcome.figures
-    )
-    means = (
-        all_sum(torch.stack([value.detach().float().to(loss.device) for value in shown.values()])) / world()
-    )
-    seconds = time.perf_counter() - fed.began
-    return (
-        dict(zip(shown, means.tolist(), strict=True))
-        | {f"norm.{name}": float(norm) for name, norm in zip(PARTS, norms, strict=False)}
-        | {
-            "lr": rates.lr,
-            "weight_decay": rates.weight_decay,
-            "momentum": rates.momentum,
-            "teacher_temperature": rates.teacher_temperature,
-            "pictures_per_second": fed.pictures * world() / seconds,
+    def _speed(self, fed: Fed) -> dict[str, float]:
+        seconds = time.perf_counter() - fed.began
+        rate = fed.pictures * world() / seconds
+        speed = {
+            "pictures_per_second": rate,
             "waiting": fed.waited / seconds,
-            "memory_gib": _memory(loss.device),
-            "skipped": state.skipped,
-            "replaced": len(fed.batch.replaced),
+            "memory_gib": _memory(self.device),
         }
-    )
+        if self.work:
+            speed["tokens_per_second"] = self.work.tokens * rate
+            speed["utilisation"] = self.work.flops * rate / (self.peak * world())
+        return speed
+
+
+def _named(kind: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{kind}.{name}": value for name, value in values.items()}
+
+
+def _means(values: dict[str, Tensor]) -> dict[str, float]:
+    """Means over ranks, by one collective."""
+    device = values["loss"].device
+    stacked = torch.stack([value.detach().float().to(device) for value in values.values()])
+    return dict(zip(values, (all_sum(stacked) / world()).tolist(), strict=True))
 
 
 def _memory(device: torch.device) -> float:
