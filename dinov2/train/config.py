@@ -7,6 +7,7 @@ from dinov2.data.augment import AugmentConfig
 from dinov2.data.masks import MaskConfig
 from dinov2.exits import UserError
 from dinov2.models.config import SIZES, TimmConfig, ViTConfig, vit_config
+from dinov2.models.recompute import CHECKPOINTING
 from dinov2.optim import UPDATES, OptimConfig, TeacherConfig
 from dinov2.ssl.networks import HeadsConfig
 from dinov2.ssl.objective import LossConfig
@@ -28,6 +29,7 @@ class ModelConfig:
     rope_shift: float = 0.0  # largest shift of rotary coordinates drawn in a step
     rope_jitter: float = 1.0  # largest factor drawn for each axis; 1 for none
     rope_rescale: float = 2.0  # largest factor drawn for both axes (DINOv3); 1 for none
+    checkpointing: str = runtime("none")  # none, selective or full: the backward pass computes blocks again
     local_norm: bool = False  # an output norm of their own for local crops (DINOv3)
 
     @property
@@ -138,6 +140,7 @@ class TrainConfig:
     device: str = runtime("auto")  # auto, cpu, cuda, cuda:1, mps
     nproc: str = runtime("1")  # training processes on this machine; auto: one for each GPU
     workers: int = runtime(1)  # processes that read and augment pictures, beside each training process
+    compile: bool = runtime(False)  # blocks by torch.compile; the first step takes a minute or more
     threads: int = runtime(0)  # of torch on the CPU; 0: as torch finds
     cache: str = runtime("")  # folder for what comes from URLs, and for indexes of tars
     tensorboard: bool = runtime(True)  # write TensorBoard events
@@ -165,6 +168,7 @@ class TrainConfig:
             raise UserError("all losses have weight 0; give one a weight, such as losses.dino=1")
 
     def _check_network(self) -> None:
+        one_of(self.model.checkpointing, CHECKPOINTING, "model.checkpointing")
         if not self.model.is_vit and self.losses.ibot:
             raise UserError(f"model.size={self.model.size} has no mask token; set losses.ibot=0")
         if len(self.augment.mean) != self.model.channels:

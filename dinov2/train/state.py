@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from dinov2.checkpoint import Checkpoints
 from dinov2.exits import UserError
+from dinov2.models.recompute import checkpoint_layers, compile_layers
 from dinov2.optim import make_optimizer
 from dinov2.parallel import all_max
 from dinov2.ssl.networks import Branch, make_branches
@@ -38,6 +39,10 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
     student, teacher = make_branches(network, config.heads, config.seed, device)
     for branch in (student, teacher):
         branch.backbone.normalisation = tuple(config.augment.mean), tuple(config.augment.std)
+    checkpoint_layers(student.backbone.layers(), config.model.checkpointing)
+    if config.compile:
+        for branch in (student, teacher):
+            compile_layers(branch.backbone.layers())
     return State(
         student=student,
         teacher=teacher,
