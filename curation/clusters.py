@@ -28,13 +28,14 @@ def run(run: Run) -> dict[str, Any]:
 def make(run: Run) -> dict[str, Any]:
     """Cluster, and write `clusters.parquet`."""
     # Imported here, so that what does not cluster starts without torch.
-    from curation.hierarchy import Chosen, hierarchical
+    from curation.hierarchy import hierarchical
+    from dinov2.neighbours.rows import Selected
 
     settings, pool = run.config.clusters, Embedded(run, "pool")
     live = np.flatnonzero(run.kept(pool.ids, BEFORE))
     counts = settings.levels or [max(1, math.isqrt(len(live)))]
     found = hierarchical(
-        Chosen(pool.vectors, live),
+        Selected(pool.vectors, live),
         counts,
         seed=run.config.seed,
         resamplings=settings.resamplings,

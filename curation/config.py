@@ -12,6 +12,9 @@ SAMPLING = {"balanced", "uniform"}
 COLLISIONS = {"keep", "drop", "refill"}
 MODES = {"samples", "clusters", "auto"}
 CHAINS = {"whole", "direct"}
+METHODS = {"components", "semdedup"}
+KEEP = {"largest", "first", "most_central"}
+READINGS = {"any", "kept"}
 FLAGS = {"small", "blank", "aspect"}
 
 # The stages in their order, and what each is told: a setting, or a section.
@@ -27,7 +30,7 @@ TOLD = {
     "report": (),
 }
 # What is decided with a search's result; all else that duplicates and holdout are told is for the search.
-DECIDING = {"enabled", "chains", "loosest", "threshold"}
+DECIDING = {"enabled", "chains", "loosest", "threshold", "method", "keep", "split", "eps", "reading"}
 
 
 def stage_of(key: str) -> str:
@@ -74,9 +77,22 @@ class NearConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SemDeDupConfig:
+    clusters: int | None = None  # of spherical k-means; null: the square root of the pictures
+    eps: float = 0.05  # who has a cosine above 1 - eps to one ranked before goes; it belongs to the embedding
+    reading: str = (
+        "any"  # one ranked before counts if it went itself ("any"), or only one that stays ("kept")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DuplicatesConfig(NearConfig):
     enabled: bool = True  # off: every readable picture stays
+    method: str = "components"  # "components" of near pairs (DINOv2), or "semdedup"
+    keep: str = "largest"  # who stays: the "largest" in pixels, the "first" by uri, the "most_central"
     chains: str = "whole"  # "whole": one of a component stays; "direct": also who has no edge to it
+    split: int | None = None  # larger components are cut at their weakest edges into ones of at most so many
+    semdedup: SemDeDupConfig = section(SemDeDupConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +189,11 @@ class CurateConfig:
     def check(self) -> None:
         """Raises UserError for a value that no stage could work with."""
         one_of(self.duplicates.chains, CHAINS, "duplicates.chains")
+        one_of(self.duplicates.method, METHODS, "duplicates.method")
+        one_of(self.duplicates.keep, KEEP, "duplicates.keep")
+        one_of(self.duplicates.semdedup.reading, READINGS, "duplicates.semdedup.reading")
+        if self.duplicates.split is not None:
+            at_least(2, self, "duplicates.split")
         for name, own in {"": self.retrieval, **self.retrieval.sets}.items():
             where = f"retrieval.sets.{name}" if name else "retrieval"
             if own.collisions is not None:

@@ -1,8 +1,8 @@
 """Stage 3: copies inside the pool, found exactly and nearly; of each group one stays.
 
 DINOv2 (app. A): a k-NN graph, edges above a threshold, connected components, one picture kept of each.
-Before that come pictures with equal bytes or equal pixels. The largest picture stays (pixels, then lowest
-id).
+Before that come pictures with equal bytes or equal pixels. Who stays is a setting; equals by it, the lowest
+id. Or SemDeDup (`curation.semdedup`), whose own ranking says who stays.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csgraph
@@ -19,6 +20,7 @@ from curation.run import Run
 from dinov2.files import write_table
 
 Similarity = NDArray[np.float32]
+EXACT_DIAMETER = 300  # members up to which a component's diameter is exact
 
 
 def run(run: Run) -> dict[str, Any]:
@@ -30,28 +32,41 @@ def run(run: Run) -> dict[str, Any]:
     pool = Pictures(run, "pool")
     live = np.flatnonzero(run.kept(pool.ids, ["ingest"]))
     exact, unlike = exact_pairs(pool, live)
-    candidates, similarity = near_pairs(run, "duplicates", pool, unlike, None, settings)
-    stored = similarity >= settings.stored_from
-    pairs = np.concatenate([exact, candidates.pairs[stored]])
-    similarity = np.concatenate([np.ones(len(exact), np.float32), similarity[stored]])
-    run.write_edges("duplicate", pool.ids.take(pairs[:, 0]), pool.ids.take(pairs[:, 1]), similarity)
+    if settings.method == "semdedup":
+        from curation.semdedup import semdedup  # it brings torch
 
-    counted = similarity >= settings.threshold
+        near, likeness = semdedup(pool.vectors, unlike, settings.semdedup, run.config.seed)
+        counts = np.ones(len(near), bool)
+    else:
+        candidates, likeness = near_pairs(run, "duplicates", pool, unlike, None, settings)
+        stored = likeness >= settings.stored_from
+        near, likeness = candidates.pairs[stored], likeness[stored]
+        counts = likeness >= settings.threshold
+    pairs = np.concatenate([exact, near])
+    similarity = np.concatenate([np.ones(len(exact), np.float32), likeness])
+    a, b = (pool.ids.take(pa.array(end)) for end in np.sort(pairs, axis=1).T)
+    run.write_edges("duplicate", a, b, similarity)
+
+    counted = np.concatenate([np.ones(len(exact), bool), counts])
     groups = Groups.of(len(pool), pairs[counted], similarity[counted])
-    pixels = (pool.table["width"].to_numpy().astype(np.int64) * pool.table["height"].to_numpy())[: len(pool)]
-    lost, winner, how = groups.losers(pixels, direct=settings.chains == "direct")
+    if settings.split is not None:
+        groups = groups.split(settings.split)
+    if settings.method == "semdedup":
+        lost, winner, how = _ranked(exact, near, likeness)
+    else:
+        rank = _rank(run, pool, groups, settings.keep)
+        lost, winner, how = groups.losers(rank, direct=settings.chains == "direct")
     run.drop(
         "duplicates",
         {
-            "id": pool.ids.take(lost).to_pylist(),
-            "evidence": pool.ids.take(winner).to_pylist(),
+            "id": pool.ids.take(pa.array(lost)).to_pylist(),
+            "evidence": pool.ids.take(pa.array(winner)).to_pylist(),
             "similarity": how.tolist(),
         },
     )
     _write_components(run, pool, groups, lost, winner, how)
     sizes = np.bincount(groups.component)
     return {
-        "candidates": len(candidates.pairs),
         "pairs": int(counted.sum()),
         "components": int((sizes > 1).sum()),
         "largest": int(sizes.max(initial=0)),
@@ -59,6 +74,30 @@ def run(run: Run) -> dict[str, Any]:
         "near": len(lost) - len(exact),
         "dropped": len(lost),
     }
+
+
+def _ranked(exact: Rows, near: Rows, cosine: Similarity) -> tuple[Rows, Rows, Similarity]:
+    """Who goes by SemDeDup: exact copies lose to the first of their kind, others to one ranked higher."""
+    lost, winner = np.concatenate([exact[:, 1], near[:, 0]]), np.concatenate([exact[:, 0], near[:, 1]])
+    how = np.concatenate([np.ones(len(exact), np.float32), cosine])
+    order = np.argsort(lost, kind="stable")
+    return lost[order], winner[order], how[order]
+
+
+def _rank(run: Run, pool: Pictures, groups: "Groups", keep: str) -> Rows:
+    """[n] who stays of a component: the highest. What was named `as_is` comes before all others."""
+    if keep == "largest":
+        value = pool.table["width"].to_numpy().astype(np.int64) * pool.table["height"].to_numpy()
+    elif keep == "first":
+        table = run.sets["pool"].table
+        place = pc.index_in(pool.ids, value_set=table["id"].combine_chunks())
+        names = pa.table({"source": table["source"].cast(pa.string()), "uri": table["uri"]})
+        order = pc.sort_indices(names, [("source", "ascending"), ("uri", "ascending")]).to_numpy()
+        value = -np.argsort(order)[place.to_numpy()]
+    else:  # the sum of the likeness to its neighbours; rounded, so that sums in another order are the same
+        value = np.round(np.asarray(groups.graph().sum(axis=1)).ravel(), 4)
+    _, rank = np.unique(value, return_inverse=True)
+    return rank + len(rank) * run.as_is(pool.ids)
 
 
 def exact_pairs(pool: Pictures, live: Rows) -> tuple[Rows, Rows]:
@@ -110,7 +149,7 @@ class Groups:
 
     def _direct_winners(self, rank: NDArray[np.int64]) -> Rows:
         """Best first, each picture stays unless it has an edge to one that stays; it loses to the likest."""
-        graph = self._graph(self.similarity)
+        graph = self.graph()
         winner = np.arange(len(rank), dtype=np.int64)
         stays = np.zeros(len(rank), bool)
         for row in np.lexsort((np.arange(len(rank)), -rank)):
@@ -125,7 +164,7 @@ class Groups:
     def _likeness(self, winner: Rows) -> Similarity:
         """[n] likeness to the winner: of their edge, else of the weakest on the strongest path to it."""
         count = len(winner)
-        tree = csgraph.minimum_spanning_tree(self._graph(2 - self.similarity)).tocoo()  # weights are 1 to 2
+        tree = csgraph.minimum_spanning_tree(self.graph(2 - self.similarity)).tocoo()  # weights are 1 to 2
         roots = np.flatnonzero(winner == np.arange(count))
         # One search from a node beside all, tied to every root, walks all trees at once.
         ends = (np.append(tree.row, np.full(len(roots), count)), np.append(tree.col, roots))
@@ -144,7 +183,49 @@ class Groups:
             likeness[self.pairs[mine, side]] = self.similarity[mine]
         return likeness[:count]
 
-    def _graph(self, weights: Similarity) -> sparse.csr_matrix:
+    def split(self, most: int) -> "Groups":
+        """Components of more than `most` pictures cut into smaller ones.
+
+        Their edges join from the likest down, as in single linkage; one that would make a group of more than
+        `most` does not count, nor does any other between two such groups.
+        """
+        large = np.bincount(self.component)[self.component] > most
+        rows = np.flatnonzero(large[self.pairs[:, 0]])
+        parent, size = np.arange(len(large)), np.ones(len(large), np.int64)
+
+        def root(row: int) -> int:
+            while parent[row] != row:
+                parent[row] = parent[parent[row]]
+                row = int(parent[row])
+            return row
+
+        for edge in rows[np.lexsort((rows, -self.similarity[rows]))].tolist():
+            low, high = sorted(map(root, self.pairs[edge].tolist()))
+            if low != high and size[low] + size[high] <= most:
+                parent[high], size[low] = low, size[low] + size[high]
+        group = np.where(large, [root(row) for row in range(len(large))], -1)
+        inside = group[self.pairs[:, 0]] == group[self.pairs[:, 1]]
+        return Groups.of(len(large), self.pairs[inside], self.similarity[inside])
+
+    def diameters(self) -> Rows:
+        """[components] edges between the two farthest members; of large ones a lower bound (two sweeps)."""
+        graph = self.graph(np.ones_like(self.similarity))
+        order = np.argsort(self.component, kind="stable")
+        bounds = np.searchsorted(self.component[order], np.arange(self.component.max(initial=-1) + 2))
+        found = np.minimum(np.diff(bounds) - 1, 1)  # alone 0, two 1
+        for number in np.flatnonzero(np.diff(bounds) > 2).tolist():
+            members = order[bounds[number] : bounds[number + 1]]
+            inside = graph[members][:, members]
+            start = [0] if len(members) > EXACT_DIAMETER else None
+            hops = csgraph.shortest_path(inside, directed=False, unweighted=True, indices=start)
+            if start is not None:
+                hops = csgraph.shortest_path(inside, directed=False, unweighted=True, indices=[hops.argmax()])
+            found[number] = int(hops.max())
+        return found
+
+    def graph(self, weights: Similarity | None = None) -> sparse.csr_matrix:
+        """[n, n] symmetric, with the likeness, or these weights, of each edge."""
+        weights = self.similarity if weights is None else weights
         count = len(self.component)
         both = np.concatenate([self.pairs, self.pairs[:, ::-1]])
         return sparse.csr_matrix((np.concatenate([weights, weights]), both.T), shape=(count, count))
@@ -153,7 +234,7 @@ class Groups:
 def _write_components(
     run: Run, pool: Pictures, groups: Groups, lost: Rows, winner: Rows, how: Similarity
 ) -> None:
-    """`components.parquet`: pictures with company, the component's size, their likeness to who stays."""
+    """`components.parquet`: pictures with company; size and diameter of it, their likeness to who stays."""
     sizes = np.bincount(groups.component, minlength=1)[groups.component]
     members = np.flatnonzero(sizes > 1)
     likeness = np.ones(len(sizes), np.float32)
@@ -162,6 +243,7 @@ def _write_components(
         "id": pool.ids.take(members),
         "component": groups.component[members],
         "size": sizes[members],
+        "diameter": groups.diameters()[groups.component[members]],
         "kept": ~np.isin(members, lost),
         "similarity": likeness[members],
     }

@@ -9,13 +9,13 @@ only the few members nearest to each centroid take part in the next fit, then al
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curation.kmeans import assign, kmeans
 from dinov2.neighbours import Rows as Vectors
+from dinov2.neighbours.rows import Selected
 
 Rows = NDArray[np.int64]
 
@@ -61,7 +61,7 @@ def hierarchical(
         where, apart, middles = found.cluster, found.distance, found.centroids
         for again in range(1, resamplings + 1):
             core = closest(where, apart, nearest)
-            refit = kmeans(Chosen(below, core), len(middles), seed=_seed(seed, level, again), **settings)
+            refit = kmeans(Selected(below, core), len(middles), seed=_seed(seed, level, again), **settings)
             middles = refit.centroids
             where, apart = assign(below, middles, memory_gib=memory_gib)
         if level == 0:
@@ -135,17 +135,3 @@ def place_in_group(sorted_groups: Rows) -> Rows:
 
 def _seed(seed: int, level: int, again: int) -> int:
     return int(np.random.SeedSequence([seed, level, again]).generate_state(1)[0])
-
-
-class Chosen:
-    """Some of the rows, read only when they are asked for: those of a memory map stay on disk."""
-
-    def __init__(self, rows: Vectors, chosen: Rows) -> None:
-        self._rows, self._chosen = rows, chosen
-        self.shape = (len(chosen), rows.shape[1])
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def __getitem__(self, rows: Any, /) -> Any:
-        return self._rows[self._chosen[rows]]

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from pyarrow import parquet
 
-from curation.duplicates import Groups
 from curation.near import Pictures, Rows, near_pairs
 from curation.run import Run
-from dinov2.data.manifest import EDGES_SCHEMA, read_format
 
 
 def run(run: Run) -> dict[str, Any]:
@@ -62,15 +61,14 @@ def _components_lost(
 
 
 def _components(run: Run, pool: Pictures) -> Rows:
-    path = run.folder / "edges" / "duplicate.parquet"
-    if not path.exists():
-        return np.arange(len(pool), dtype=np.int64)
-    edges = read_format(path, EDGES_SCHEMA)
-    edges = edges.filter(pc.greater_equal(edges["similarity"], run.config.duplicates.threshold))
-    rows = [pc.index_in(edges[end], value_set=pool.ids).to_numpy() for end in ("a", "b")]
-    return Groups.of(
-        len(pool), np.stack(rows, axis=1).astype(np.int64), edges["similarity"].to_numpy()
-    ).component
+    """[n] the component of duplicates of each picture, a number of its own for one without company."""
+    component = np.arange(len(pool), dtype=np.int64)
+    path = run.stage("duplicates") / "components.parquet"
+    if path.exists():
+        table = parquet.read_table(path)
+        rows = pc.index_in(table["id"], value_set=pool.ids).to_numpy()
+        component[rows] = table["component"].to_numpy() + len(pool)
+    return np.unique(component, return_inverse=True)[1]
 
 
 def _exact_leaks(pool: Pictures, held: Pictures, live: Rows) -> Rows:

@@ -8,8 +8,11 @@ from PIL import Image
 from pyarrow import parquet
 
 from curation.align import align
+from curation.config import SemDeDupConfig
 from curation.duplicates import Groups
+from curation.kmeans import kmeans
 from curation.looks import luma, pca_hash, perceptual_hash, thumbnail
+from curation.semdedup import semdedup
 from dinov2.data.manifest import DECISIONS_SCHEMA, read_format, read_manifest
 from dinov2.data.sources import open_source
 from tests.curation.pools import PLANTED, another, curate, decisions, make_pool
@@ -108,3 +111,54 @@ def test_exact_copies_count_as_largest_then_first(tmp_path: Path) -> None:
     assert rows["c.png"]["kept"]
     edges = parquet.read_table(out / "edges" / "duplicate.parquet").to_pylist()
     assert [(edge["a"], edge["b"]) for edge in edges] == [(first["id"], second["id"])]
+
+
+@pytest.mark.parametrize("reading", ["any", "kept"])
+def test_semdedup_against_its_definition(reading: str) -> None:
+    draw = np.random.default_rng(0)
+    originals = draw.normal(size=(60, 8))
+    vectors = np.repeat(originals, 5, axis=0) + draw.normal(size=(300, 8)) * 0.25
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors, rows = vectors.astype(np.float32), np.sort(draw.permutation(300)[:280])
+    settings = SemDeDupConfig(clusters=4, eps=0.02, reading=reading)
+    pairs, cosine = semdedup(vectors, rows, settings, seed=7)
+    found = kmeans(vectors[rows], 4, seed=7, spherical=True)
+    gone: set[int] = set()
+    for cluster in range(4):
+        ranked = sorted(np.flatnonzero(found.cluster == cluster).tolist(), key=lambda at: -found.distance[at])
+        for place, at in enumerate(ranked):
+            before = [other for other in ranked[:place] if reading == "any" or other not in gone]
+            if any(vectors[rows[at]] @ vectors[rows[other]] > 0.98 for other in before):
+                gone.add(at)
+    assert pairs[:, 0].tolist() == sorted(int(rows[at]) for at in gone)
+    assert 20 < len(gone) < 260
+    assert np.allclose(cosine, (vectors[pairs[:, 0]] * vectors[pairs[:, 1]]).sum(axis=1), atol=1e-3)
+
+
+def test_a_giant_component_is_cut_at_its_weakest_edges() -> None:
+    # two rings of four, joined by a weak edge; and a pair
+    pairs = np.array([[0, 1], [1, 2], [2, 3], [0, 3], [4, 5], [5, 6], [6, 7], [4, 7], [3, 4], [8, 9]])
+    similarity = np.array([0.9] * 8 + [0.8, 0.76], np.float32)
+    groups = Groups.of(10, pairs, similarity)
+    sizes = np.bincount(groups.component)
+    assert sorted(zip(sizes.tolist(), groups.diameters().tolist(), strict=True)) == [(2, 1), (8, 5)]
+    assert np.bincount(groups.split(8).component).tolist() == sizes.tolist()
+    cut = groups.split(5)
+    assert sorted(np.bincount(cut.component).tolist()) == [2, 4, 4]
+    assert cut.component[0] == cut.component[3] != cut.component[4]
+    assert max(np.bincount(groups.split(3).component)) == 3
+
+
+def test_who_stays_is_a_setting(tmp_path: Path) -> None:
+    image = another(1, 5)
+    sizes = {"a": 120, "b": 100, "c": 128}
+    for name, side in sizes.items():
+        (tmp_path / "pool").mkdir(exist_ok=True)
+        image.resize((side, side), Image.Resampling.LANCZOS).save(tmp_path / "pool" / f"{name}.png")
+    kept = {}
+    for keep in ("largest", "first"):
+        out = curate(f"pool={tmp_path}/pool", f"output={tmp_path}/{keep}", f"duplicates.keep={keep}")
+        kept[keep] = [uri for uri, row in decisions(out).items() if row["kept"]]
+    assert kept == {"largest": ["c.png"], "first": ["a.png"]}
+    out = curate(f"pool={tmp_path}/pool", f"output={tmp_path}/sem", "duplicates.method=semdedup")
+    assert (out / "report.html").exists()
