@@ -4,9 +4,11 @@ import pytest
 
 from dinov2.config import configs_folder, read
 from dinov2.optim import Schedules
+from dinov2.train.ablations import AblationConfig
 from dinov2.train.config import TrainConfig
 
-RECIPES = sorted(path.stem for path in (configs_folder() / "train").glob("*.yaml"))
+ALL = sorted(path.stem for path in (configs_folder() / "train").glob("*.yaml"))
+RECIPES = [name for name in ALL if not name.startswith("ablation_")]
 IMAGENET = 1_281_167
 EPOCH = 1250  # steps of an epoch, as DINOv2 counts
 
@@ -23,6 +25,18 @@ def test_a_recipe_is_whole_and_says_command_hardware_and_what_to_expect(name: st
     assert command.startswith(f"# dinov2 train {name} ") and " data=" in command and " output=" in command
     assert any(word in hardware for word in ("GPU", "A100", "V100", "CPU"))
     assert second.startswith("# Expected")
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in RECIPES])
+def test_every_variant_of_an_ablation_can_be_trained(name: str):
+    given = "knn_train=A knn_test=B output=DIR data=D sources.curated=C sources.uncurated=P"
+    config = read(AblationConfig, [name, *given.split()], recipes="train")
+    config.check()
+    for variant in config.variants:
+        for words in config.commands(variant, 0):
+            read(TrainConfig, words, recipes="train").check()
+    first, second, *_ = (configs_folder() / "train" / f"{name}.yaml").read_text().splitlines()
+    assert first.startswith(f"# dinov2 ablate {name} ") and "GPU" in first and second.startswith("# Expected")
 
 
 def _found(name: str) -> dict[str, object]:
