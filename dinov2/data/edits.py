@@ -60,6 +60,7 @@ class EditedViews(MultiCrop):
 
     def __init__(self, config: AugmentConfig, edits: EditConfig) -> None:
         super().__init__(config)
+        self.local_kinds = []
         self.edits = edits
 
     def partner(self, seed: int, position: int, batch: int) -> int | None:

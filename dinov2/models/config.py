@@ -93,6 +93,21 @@ class TimmConfig:
         return replace(self, drop_path=0.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DescriptorConfig:
+    """A backbone with a descriptor in place of its CLS token (`dinov2.models.descriptor`)."""
+
+    inner: ViTConfig | TimmConfig
+    dimension: int
+    pooling: str
+
+    def still(self) -> Self:
+        """The same network without what is drawn in training: a teacher's."""
+        return replace(self, inner=self.inner.still())
+
+
+AnyConfig = ViTConfig | TimmConfig | DescriptorConfig
+
 SIZES: dict[str, dict[str, Any]] = {
     "vit_tiny": {"dim": 192, "depth": 12, "heads": 3},
     "vit_small": {"dim": 384, "depth": 12, "heads": 6},

@@ -15,7 +15,7 @@ from torch import nn
 from dinov2.exits import UserError
 from dinov2.files import read_json
 from dinov2.models.backbone import Backbone
-from dinov2.models.config import TimmConfig, ViTConfig, vit_config
+from dinov2.models.config import AnyConfig, DescriptorConfig, TimmConfig, ViTConfig, vit_config
 from dinov2.models.published import Weights, position_convention, to_published, unwrapped
 from dinov2.models.vit import VisionTransformer
 
@@ -97,13 +97,28 @@ def _from_folder(folder: Path, options: dict[str, str]) -> Backbone:
 
 def from_architecture(architecture: Mapping[str, Any]) -> Backbone:
     """The module that `Backbone.architecture` describes, its weights not yet filled in."""
+    return make_backbone(_config_of(architecture))
+
+
+def _config_of(architecture: Mapping[str, Any]) -> AnyConfig:
     fields = dict(architecture)
-    kind = fields.pop("kind")
-    return make_backbone(TimmConfig(**fields) if kind == "timm" else ViTConfig(**fields))
+    match fields.pop("kind"):
+        case "timm":
+            return TimmConfig(**fields)
+        case "descriptor":
+            return DescriptorConfig(**fields | {"inner": _config_of(fields["inner"])})
+        case _:
+            return ViTConfig(**fields)
 
 
-def make_backbone(config: ViTConfig | TimmConfig, seed: int = 0) -> Backbone:
-    """A fresh backbone: our ViT on the meta device, a model of timm's with its initial weights on the CPU."""
+def make_backbone(config: AnyConfig, seed: int = 0) -> Backbone:
+    """A fresh backbone: ours on the meta device, a model of timm's with its initial weights on the CPU."""
+    if isinstance(config, DescriptorConfig):
+        from dinov2.models.descriptor import DescriptorBackbone
+
+        inner = make_backbone(config.inner, seed)
+        with torch.device("meta"):
+            return DescriptorBackbone(inner, config.dimension, config.pooling)
     if isinstance(config, ViTConfig):
         with torch.device("meta"):
             return VisionTransformer(config)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dinov2.config import section
 from dinov2.data.order import derive_seed
 from dinov2.models.backbone import Backbone
-from dinov2.models.config import TimmConfig, ViTConfig
+from dinov2.models.config import AnyConfig
 from dinov2.models.heads import DINOHead
 from dinov2.models.initial import materialise
 from dinov2.models.load import from_architecture, make_backbone
@@ -112,6 +112,29 @@ def project(head: DINOHead, tokens: Float[Tensor, "tokens dim"]) -> Projection:
     return Projection(head.bottleneck(tokens), directions.clone() if free else directions)
 
 
+class Headless(Branch):
+    """A backbone alone, where the losses are of its vectors."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        nn.Module.__init__(self)
+        self.backbone = backbone
+
+    def parts(self) -> list[nn.Module]:
+        return [self.backbone]
+
+    def forward(
+        self,
+        crops: Sequence[Float[Tensor, "_ channels height width"]],
+        masked: Int[Tensor, " masked"] | None = None,
+        masks: Bool[Tensor, "globals patches"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Projections:
+        """The vectors of all crops; there is nothing that they are compared with."""
+        features = self.backbone.forward_packed(list(crops), generator=generator)
+        cls = torch.cat([group["x_norm_clstoken"] for group in features])
+        return Projections(cls=cls, dino=Projection(cls[:0], cls[:0]), ibot=None)
+
+
 def whole_backbone(branch: Branch) -> Backbone:
     """The backbone with all of its weights here, whatever shards the ranks hold. All ranks call it."""
     if world() == 1:
@@ -124,10 +147,11 @@ def whole_backbone(branch: Branch) -> Backbone:
 
 
 def make_branches(
-    config: ViTConfig | TimmConfig, heads: HeadsConfig, seed: int, device: torch.device
+    config: AnyConfig, heads: HeadsConfig | None, seed: int, device: torch.device
 ) -> tuple[Branch, Branch]:
     """Student, and a teacher that starts equal, without stochastic depth and gradients; by the seed alone.
 
+    Without heads where there are no settings of any.
     The teacher stays in training mode, in which batch norms see the batch, as in DINO; nothing else in it
     tells training from evaluation.
     """
@@ -135,9 +159,7 @@ def make_branches(
     return student, make_branch(config.still(), heads, seed, device).requires_grad_(False)
 
 
-def make_branch(
-    config: ViTConfig | TimmConfig, heads: HeadsConfig, seed: int, device: torch.device
-) -> Branch:
+def make_branch(config: AnyConfig, heads: HeadsConfig | None, seed: int, device: torch.device) -> Branch:
     """A network on `device`, split over the ranks; its initial weights are a function of the seed.
 
     Our ViT and the heads come into being block by block, so that no rank ever holds more than its share and
@@ -146,12 +168,22 @@ def make_branch(
     """
     backbone = make_backbone(config, seed=seed)
     with torch.device("meta"):
-        branch = Branch(backbone, heads)
+        branch = Headless(backbone) if heads is None else Branch(backbone, heads)
     if device.type == "cuda" and world() > 1:  # torch has no synchronised batch norm for the CPU
         nn.SyncBatchNorm.convert_sync_batchnorm(branch)
     generator = torch.Generator().manual_seed(derive_seed("weights", seed))
     shard(branch, branch.backbone.layers(), device, partial(materialise, device=device, generator=generator))
     return branch
+
+
+def freeze_patch_loss(student: Branch) -> None:
+    """Leave out of training what only the patch loss reaches.
+
+    The optimiser would never have a state for it, and a checkpoint without one could not be loaded.
+    """
+    for name, parameter in student.named_parameters():
+        if name.endswith("mask_token") or name.startswith("ibot_head."):
+            parameter.requires_grad_(False)
 
 
 def _head(dim: int, config: HeadConfig) -> DINOHead:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dinov2.losses.cross_entropy import dino, ibot
@@ -36,6 +36,7 @@ class Views:
     global_crops: Float[Tensor, "2*batch channels height width"]
     local_crops: Float[Tensor, "locals*batch channels small small"] | None
     masks: Bool[Tensor, "2*batch patches"] | None  # None: nothing is masked, for want of a patch loss
+    origins: Int[Tensor, "2*batch 2"] | None = None  # places in the batch of the pictures that a view shows
 
     def crops(self) -> list[Tensor]:
         return [self.global_crops] if self.local_crops is None else [self.global_crops, self.local_crops]
@@ -49,6 +50,7 @@ class Views:
                 global_crops=_of_pictures(self.global_crops, batch, own),
                 local_crops=None if self.local_crops is None else _of_pictures(self.local_crops, batch, own),
                 masks=None if self.masks is None else _of_pictures(self.masks, batch, own),
+                origins=None if self.origins is None else _of_pictures(self.origins, batch, own),
             )
 
 

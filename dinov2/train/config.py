@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from dinov2.config import at_least, by_name, one_of, required, runtime, section
 from dinov2.data.augment import AugmentConfig
+from dinov2.data.edits import EditConfig
 from dinov2.data.masks import MaskConfig
 from dinov2.exits import UserError
-from dinov2.models.config import SIZES, TimmConfig, ViTConfig, vit_config
+from dinov2.models.config import SIZES, AnyConfig, DescriptorConfig, TimmConfig, ViTConfig, vit_config
 from dinov2.models.recompute import CHECKPOINTING
 from dinov2.optim import UPDATES, OptimConfig, TeacherConfig
+from dinov2.ssl.contrastive import ContrastiveConfig
 from dinov2.ssl.networks import HeadsConfig
 from dinov2.ssl.objective import LossConfig
 
@@ -115,6 +117,7 @@ class TrainConfig:
     data: str = required()  # pictures: folder, tars, manifest, list, several joined by commas
     output: str = runtime()  # the run's folder
     init: str = ""  # begin from a run's folder (weights and heads) or a backbone (heads start fresh)
+    method: str = "distillation"  # self-distillation (DINO to DINOv3), or contrastive (SSCD, copy detection)
     steps: int = 0  # length of the run in steps; or give epochs=
     epochs: float = 0.0  # length in passes over the data
     batch: int = 64  # pictures a step, over all processes
@@ -132,6 +135,8 @@ class TrainConfig:
     optim: OptimConfig = section(OptimConfig)
     augment: AugmentConfig = section(AugmentConfig)
     masks: MaskConfig = section(MaskConfig)
+    contrastive: ContrastiveConfig = section(ContrastiveConfig)
+    edits: EditConfig = section(EditConfig)
     max_skipped: int = 20  # steps in a row that may be not finite before the run goes back to a checkpoint
     max_rollbacks: int = runtime(3)  # times in a row that it goes back without progress before it gives up
     knn: KnnConfig = runtime(KnnConfig)
@@ -164,12 +169,18 @@ class TrainConfig:
         self._check_network()
         if self.accumulate < 1:
             raise UserError(f"accumulate={self.accumulate} should be 1 or more")
-        if not self.losses.weights():
+        one_of(self.method, {"distillation", "contrastive"}, "method")
+        self.contrastive.check()
+        if self.contrasts and self.augment.deep:
+            raise UserError(
+                "method=contrastive edits RGB pictures of 8 bits; leave augment.mean at three values"
+            )
+        if not self.weights():
             raise UserError("all losses have weight 0; give one a weight, such as losses.dino=1")
 
     def _check_network(self) -> None:
         one_of(self.model.checkpointing, CHECKPOINTING, "model.checkpointing")
-        if not self.model.is_vit and self.losses.ibot:
+        if not self.model.is_vit and "ibot" in self.weights():
             raise UserError(f"model.size={self.model.size} has no mask token; set losses.ibot=0")
         if len(self.augment.mean) != self.model.channels:
             raise UserError(
@@ -188,6 +199,23 @@ class TrainConfig:
         if not self.nproc.isdecimal() or self.nproc == "0":
             raise UserError(f"nproc={self.nproc}: give a number of processes, or auto for one a GPU")
         return int(self.nproc)
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether the method is contrastive: descriptors of edited views, with no teacher to learn from."""
+        return self.method == "contrastive"
+
+    def weights(self) -> dict[str, float]:
+        """The losses by name with their weights."""
+        return self.contrastive.weights() if self.contrasts else self.losses.weights()
+
+    def network(self) -> AnyConfig:
+        """What the backbone is made of."""
+        inner = self.model.network(self.augment.global_size)
+        if not self.contrasts:
+            return inner
+        settings = self.contrastive
+        return DescriptorConfig(inner=inner, dimension=settings.dimension, pooling=settings.pooling)
 
     def length(self, pictures: int) -> int:
         """The number of steps over a source of so many pictures."""

@@ -31,7 +31,7 @@ def export_teacher(config: TrainConfig, place: Path, source: Source, state: Stat
         card={
             "trained on": f"{len(source):,} pictures (data fingerprint {source.fingerprint})",
             "steps": f"{state.step:,} of {config.batch} pictures",
-            "losses": ", ".join(f"{name} x {weight:g}" for name, weight in config.losses.weights().items()),
+            "losses": ", ".join(f"{name} x {weight:g}" for name, weight in config.weights().items()),
             "targets": config.teacher.targets,
             "seed": config.seed,
             **({"began from": config.init} if config.init else {}),

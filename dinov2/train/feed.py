@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dinov2.data.augment import MultiCrop, normalise
+from dinov2.data.edits import EditedViews
 from dinov2.data.loader import Batch, batches
 from dinov2.data.masks import draw_masks
 from dinov2.data.mixture import Mixture, shares_by_name
@@ -84,6 +85,11 @@ def training_order(config: TrainConfig, source: Source) -> SampleOrder:
     )
 
 
+def crops_of(config: TrainConfig) -> MultiCrop:
+    """The augmentation that the method asks for."""
+    return EditedViews(config.augment, config.edits) if config.contrasts else MultiCrop(config.augment)
+
+
 def feed(
     config: TrainConfig,
     source: Source,
@@ -100,8 +106,8 @@ def feed(
     stream = batches(
         source,
         training_order(config, source),
-        MultiCrop(config.augment),
-        seed=derive_seed(config.seed, "augment"),
+        crops_of(config),
+        seed=_augment_seed(config),
         global_batch=config.batch,
         rank=rank(),
         world=world(),
@@ -131,9 +137,24 @@ def _views(config: TrainConfig, batch: Batch, step: int, device: torch.device) -
     ]
     return Views(
         global_crops=shown[0],
-        local_crops=shown[1] if config.augment.local_crops else None,
-        masks=_masks(config, batch, step).to(device) if config.losses.ibot else None,
+        local_crops=shown[1] if config.augment.local_crops and not config.contrasts else None,
+        masks=_masks(config, batch, step).to(device) if "ibot" in config.weights() else None,
+        origins=_origins(config, batch).to(device) if config.contrasts else None,
     )
+
+
+def _augment_seed(config: TrainConfig) -> int:
+    return derive_seed(config.seed, "augment")
+
+
+def _origins(config: TrainConfig, batch: Batch) -> Int[Tensor, "2*batch 2"]:
+    """The places in the global batch of the pictures that each view shows: two for a mixed one."""
+    crop, seed = crops_of(config), _augment_seed(config)
+    own = batch.positions
+    partners = [crop.partner(seed, position, config.batch) for position in own.tolist()]
+    others = [mine if other is None else other for mine, other in zip(own.tolist(), partners, strict=True)]
+    second = torch.stack([own, torch.tensor(others)], dim=1)
+    return torch.cat([own[:, None].expand(-1, 2), second]) % config.batch
 
 
 def _masks(config: TrainConfig, batch: Batch, step: int) -> Bool[Tensor, "globals patches"]:

@@ -1,5 +1,7 @@
 """The training loop, from a batch to an optimiser step."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +13,8 @@ from dinov2.logs import Metrics
 from dinov2.losses.targets import next_centers
 from dinov2.optim import Schedules, clip_gradients, set_rates, update_average
 from dinov2.parallel import is_main
-from dinov2.ssl.objective import merged, objective
+from dinov2.ssl.contrastive import contrastive_objective
+from dinov2.ssl.objective import Outcome, merged, objective
 from dinov2.train.config import TrainConfig
 from dinov2.train.exports import export_if_asked
 from dinov2.train.feed import feed, step_generator
@@ -39,7 +42,8 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
     gate = Gate(folder, source, state.step, limit=config.max_skipped)
     watch = Watch(config, folder, source, state)
     bar = progress(total=steps, initial=state.step, what="train", unit="step", shown=is_main())
-    weights = config.losses.weights()
+    weights = config.weights()
+    outcome_of = objective_of(config)
 
     export_if_asked(config, folder, source, state)  # a kill may have come between a checkpoint and this
     if state.step == 0:
@@ -54,15 +58,8 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
             outcomes = []
             for part in views.parts(config.accumulate):
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                    outcome = objective(
-                        state.student,
-                        state.teacher,
-                        part,
-                        rates,
-                        state.centers,
-                        losses=config.losses,
-                        targets=config.teacher,
-                        generator=generator,
+                    outcome = outcome_of(
+                        state.student, state.teacher, part, rates, state.centers, generator=generator
                     )
                 (outcome.total(weights) / config.accumulate).backward()
                 outcomes.append(outcome.detached())
@@ -92,6 +89,13 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
             if stopping and state.step < steps:
                 checkpoints.wait()
                 stop.leave(state.step, steps)
+
+
+def objective_of(config: TrainConfig) -> Callable[..., Outcome]:
+    """The method: what is learnt from student, teacher, views, rates and centres."""
+    if config.contrasts:
+        return partial(contrastive_objective, config=config.contrastive)
+    return partial(objective, losses=config.losses, targets=config.teacher)
 
 
 def checkpoints_of(config: TrainConfig, folder: Path) -> Checkpoints:

@@ -13,8 +13,10 @@ Lines = list[dict[str, Any]]
 CHARTS: list[tuple[str, str, list[str]]] = [  # title, label of the y axis, metrics drawn together
     ("k-NN through training", "top-1, %", ["knn.teacher", "knn.student"]),
     ("Loss", "loss", ["loss"]),
-    ("Losses by name", "loss", ["loss.dino", "loss.ibot", "loss.koleo"]),
+    ("Losses by name", "loss", ["loss.dino", "loss.ibot", "loss.koleo", "loss.infonce"]),
     ("Entropy of the scores", "nats", ["entropy.teacher", "entropy.student"]),
+    ("Views whose match is nearest", "share", ["matches.nearest"]),
+    ("Cosine", "similarity", ["similarity.match", "similarity.nearest_other"]),
     ("Spread", "share", ["features.std", "prototypes.used"]),
     ("Gradient norms before clipping", "norm", ["norm.backbone", "norm.dino_head", "norm.ibot_head"]),
     ("Learning rate", "rate", ["lr"]),

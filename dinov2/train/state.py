@@ -14,7 +14,7 @@ from dinov2.exits import UserError
 from dinov2.models.recompute import checkpoint_layers, compile_layers
 from dinov2.optim import make_optimizer
 from dinov2.parallel import all_max
-from dinov2.ssl.networks import Branch, make_branches
+from dinov2.ssl.networks import Branch, freeze_patch_loss, make_branches
 from dinov2.ssl.objective import first_centers
 from dinov2.train.config import TrainConfig
 
@@ -35,8 +35,10 @@ class State:
 
 def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
     """The state before the first step, from the seed alone."""
-    network = config.model.network(config.augment.global_size)
-    student, teacher = make_branches(network, config.heads, config.seed, device)
+    network = config.network()
+    student, teacher = make_branches(network, None if config.contrasts else config.heads, config.seed, device)
+    if "ibot" not in config.weights():
+        freeze_patch_loss(student)
     for branch in (student, teacher):
         branch.backbone.normalisation = tuple(config.augment.mean), tuple(config.augment.std)
     checkpoint_layers(student.backbone.layers(), config.model.checkpointing)
@@ -47,7 +49,7 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
         student=student,
         teacher=teacher,
         optimizer=make_optimizer(student, config.optim),
-        centers=first_centers(student, device),
+        centers={} if config.contrasts else first_centers(student, device),
         data=data,
     )
 
