@@ -106,7 +106,10 @@ def _config_of(architecture: Mapping[str, Any]) -> AnyConfig:
         case "timm":
             return TimmConfig(**fields)
         case "descriptor":
-            return DescriptorConfig(**fields | {"inner": _config_of(fields["inner"])})
+            inner = _config_of(fields.pop("inner"))
+            if isinstance(inner, DescriptorConfig):
+                raise ValueError("a descriptor of a descriptor")
+            return DescriptorConfig(inner=inner, dimension=fields["dimension"], pooling=fields["pooling"])
         case _:
             return ViTConfig(**fields)
 
