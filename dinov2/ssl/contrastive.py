@@ -61,6 +61,7 @@ def contrastive_objective(
         losses={name: losses[name] for name in config.weights()},
         figures=_figures(descriptors, views.origins),
         totals={},
+        features=descriptors.detach().chunk(2)[0],
     )
 
 
