@@ -47,5 +47,8 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output={folder} is a file; name a folder")
     ours = (FEATURES, RESULTS, LINES, WORK)
-    if folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in ours):
+    there = (
+        [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.exists() else []
+    )
+    if there and not any(name in there for name in ours):
         raise UserError(f"output={folder} holds something else; name an empty or new folder")

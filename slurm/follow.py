@@ -15,7 +15,6 @@ from dinov2.console import run
 from dinov2.exits import UserError
 from slurm.config import SlurmConfig, read_slurm, split_words
 from slurm.launch import Job, launch
-from slurm.record import jobs_folder
 from slurm.standing import standing
 
 UNTIL = "follow.until="
@@ -48,9 +47,7 @@ def _submit(item: str, stage: str, words: list[str], config: SlurmConfig) -> Non
     step = Path(item).name
     filled = [word.replace("{item}", item).replace("{step}", step) for word in words]
     output = Path(next(word for word in filled if word.startswith("output=")).removeprefix("output="))
-    job = Job(
-        stage=stage, words=filled, output=output, name=f"{stage}-{step}", jobs=jobs_folder(output) / step
-    )
+    job = Job(stage=stage, words=filled, output=output, name=f"{stage}-{step}")
     there = standing(job.folder)
     if there.state in ("none", "failed"):
         print(f"{item}: job {launch(job, config)}", flush=True)

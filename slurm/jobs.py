@@ -52,7 +52,7 @@ def job_folders(output: Path) -> list[Path]:
     """Where the jobs of an output folder are kept: one for a stage, one for each stage of a pipeline."""
     top = jobs_folder(output)
     found = [path for path in (top, *top.glob("*")) if path.is_dir() and submissions(path)]
-    return sorted(found, key=lambda path: submissions(path)[0]["time"])
+    return sorted(found, key=lambda path: (submissions(path)[0]["time"], submissions(path)[0]["job"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +96,9 @@ class View:
 def look(folder: Path) -> list[View]:
     """The last submission of a stage: one job, or every task of an array."""
     line = submissions(folder)[-1]
-    count = line["array"]
-    names = [f"{line['job']}_{index}" for index in range(count)] if count > 1 else [line["job"]]
     there = _queued(line)
     progress = progress_of(Path(line["output"]))
-    return [_view(folder, name, line, there.get(name), progress) for name in names]
+    return [_view(folder, name, line, there.get(name), progress) for name in line["jobs"]]
 
 
 def state_of(record: Record, there: Queued | None) -> str:
@@ -130,7 +128,7 @@ def progress_of(output: Path) -> str:
 
 def _view(folder: Path, name: str, line: dict[str, Any], there: Queued | None, progress: str) -> View:
     record = read_record(folder, name)
-    state = _local_state(line, record) if line["executor"] != "slurm" else state_of(record, there)
+    state = _local_state(name, record) if line["executor"] != "slurm" else state_of(record, there)
     return View(
         folder=folder,
         output=line["output"],
@@ -147,15 +145,11 @@ def _queued(line: dict[str, Any]) -> dict[str, Queued]:
     return queued([line["job"]]) if line["executor"] == "slurm" else {}
 
 
-def _local_state(line: dict[str, Any], record: Record) -> str:
+def _local_state(name: str, record: Record) -> str:
     """A local job's id is the process that looks after its tasks."""
     if record.ended:
         return record.ended
-    return (
-        "running"
-        if process_lives(line["job"])
-        else "lost: it does not run and has not ended; submit it again"
-    )
+    return "running" if process_lives(name) else "lost: it does not run and has not ended; submit it again"
 
 
 def _last_metrics(path: Path, size: int = 65536) -> list[dict[str, Any]]:

@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +85,16 @@ def launch(job: Job, config: SlurmConfig, after: Sequence[str] = ()) -> str:
         for words in job.commands(config.array)
     ]
     try:
-        jobs = _submit(programs, _executor(job, config, folder, after))
+        executor = _executor(job, config, folder, after)
+        with redirect_stderr(StringIO()):  # submitit repeats there what sbatch says
+            jobs = _submit(programs, executor)
     except (FailedJobError, FailedSubmissionError) as error:
         _remove(folder, new)
         said = last_line(str(error)).removeprefix("sbatch: error: ")
         raise UserError(f"the cluster refused the job: {said}") from None
-    name = jobs[0].job_id.partition("_")[0]
-    facts = {"stage": job.stage, "words": job.words, "executor": config.executor, "array": config.array}
+    ids = [one.job_id for one in jobs]
+    name = ids[0].partition("_")[0] if config.executor == "slurm" else ids[0]
+    facts = {"stage": job.stage, "words": job.words, "executor": config.executor, "jobs": ids}
     facts |= {"output": str(job.output)}
     note_submission(folder, name, **facts)
     if config.executor == "debug":

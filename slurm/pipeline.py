@@ -34,6 +34,10 @@ class Node:
     watched: str = ""
     slurm: list[str] = field(default_factory=list)
 
+    def before(self) -> set[str]:
+        """The stages that must be submitted first."""
+        return {*self.after, *([self.watched] if self.watched else [])}
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -74,7 +78,7 @@ def _submit(plan: "list[Planned]") -> dict[str, str]:
     try:
         for planned in plan:
             name, found = planned.node.name, there[planned.node.name]
-            if found.state == "done":
+            if found.state == "done" and planned.node.watched not in jobs:
                 print(f"{name}: done")
             elif found.state == "active":
                 jobs[name] = found.job
@@ -182,7 +186,9 @@ def _node(
 def _in_order(nodes: dict[str, Node]) -> Iterable[Node]:
     placed: set[str] = set()
     while len(placed) < len(nodes):
-        ready = [node for node in nodes.values() if node.name not in placed and placed.issuperset(node.after)]
+        ready = [
+            node for node in nodes.values() if node.name not in placed and placed.issuperset(node.before())
+        ]
         if not ready:
             raise UserError(f"stages wait for each other: {', '.join(sorted(set(nodes) - placed))}")
         yield from ready

@@ -25,9 +25,7 @@ def standing(folder: Path) -> Standing:
     if not lines:
         return Standing("none")
     line = lines[-1]
-    count = line["array"]
-    names = [f"{line['job']}_{index}" for index in range(count)] if count > 1 else [line["job"]]
-    records = [read_record(folder, name) for name in names]
+    records = [read_record(folder, name) for name in line["jobs"]]
     if all(record.ended == "done" for record in records):
         return Standing("done", line["job"], line["words"])
     if _active(line):
@@ -41,7 +39,7 @@ def standing(folder: Path) -> Standing:
 def _active(line: dict[str, Any]) -> bool:
     if line["executor"] == "slurm":
         return any(job.state in ACTIVE for job in queued([line["job"]]).values())
-    return line["executor"] == "local" and process_lives(line["job"])
+    return line["executor"] == "local" and any(process_lives(job) for job in line["jobs"])
 
 
 def process_lives(job: str) -> bool:

@@ -26,20 +26,22 @@ PIPELINE = """stages:
   early:
     stage: eval
     each: "{train}/backbones/*"
-    words: ["{item}", knn, "train={pictures}", "test={pictures}", size=32, resize=32, workers=0]
+    words: ["{item}", knn, "train={pictures}", "test={test}", size=32, resize=32, workers=0]
   final:
     stage: eval
-    words: ["{train}/backbone", knn, "train={pictures}", "test={pictures}", size=32, resize=32, workers=0]
+    words: ["{train}/backbone", knn, "train={pictures}", "test={test}", size=32, resize=32, workers=0]
 """
 
 
 def test_a_pipeline_ends_with_its_evaluations_and_is_not_run_twice(cluster: Cluster, tmp_path: Path) -> None:
     class_folder(tmp_path / "pictures", classes=3, each=8)
+    class_folder(tmp_path / "test", classes=3, each=3, first=8)
     (tmp_path / "small.yaml").write_text(PIPELINE)
     words = [
         "pipeline",
         str(tmp_path / "small.yaml"),
         f"pictures={tmp_path / 'pictures'}",
+        f"test={tmp_path / 'test'}",
         f"output={tmp_path / 'out'}",
     ]
     said = cluster.submit(*words)
