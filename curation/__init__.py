@@ -5,7 +5,7 @@ What a run leaves in its folder:
     decisions.parquet  manifest.parquet  shards/  edges/KIND.parquet  clusters.parquet  report.html
     stages/ingest/ROLE/NNNNN.parquet, .thumbs.npy, .raw.npy   what was read of pool, seeds and holdout
     stages/embed/ROLE/                                        embeddings
-    stages/duplicates/ and holdout/                           candidates.parquet, aligned/: their scores
+    stages/duplicates/ and holdout/                           search/, candidates.parquet, aligned/ (scores)
     stages/duplicates/components.parquet                      groups of copies, and how alike they are
     stages/NAME/dropped.parquet, done.json                    whom a stage dropped; its counts, when done
 """

@@ -5,20 +5,24 @@ leaves its files under output/stages/NAME and may be killed at any moment: the s
 stop_after=NAME ends early. from_stage=NAME decides again in a finished folder: settings of that stage and
 of later ones may be new, and what was searched for is not searched again. from_stage=ingest takes up pictures
 that came to the sources or went; what was there is not read again.
+
+On many machines: shard=i/n does a part of the first stage that is not finished, shard=merge then goes on.
 """
 
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from curation import budget, clusters, duplicates, embed, holdout, ingest, report, retrieval, write
 from curation.config import CurateConfig, stage_of
 from curation.pieces import Workers
 from curation.run import Run
+from curation.shares import PartDone, Share
 from dinov2.config import read
 from dinov2.console import run as run_command
-from dinov2.files import TEMPORARY, remove_leftovers
+from dinov2.files import TEMPORARY, lock, remove_leftovers
 from dinov2.folders import claim
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
@@ -32,6 +36,7 @@ STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "write": write.run,
     "report": report.run,
 }
+SHARED = ("ingest", "embed", "duplicates", "holdout")  # stages with pieces to be shared out
 
 
 def main(words: list[str]) -> None:
@@ -40,9 +45,12 @@ def main(words: list[str]) -> None:
     config.check()
     again = _from(config.from_stage)
     hint = "; from_stage=NAME lets settings of that stage and of later ones differ"
-    folder = claim(config.output, config, free=lambda key: stage_of(key) in again, hint=hint)
+    share = Share.parse(config.shard)
+    folder = claim(
+        config.output, config, free=lambda key: stage_of(key) in again, hint=hint, shared=share.partial
+    )
     with folder as path, Workers(config.workers) as workers:
-        curate(Run(config, path, workers))
+        curate(Run(config, path, workers, share))
 
 
 def curate(run: Run) -> None:
@@ -50,17 +58,26 @@ def curate(run: Run) -> None:
     names = list(STAGES)
     if run.config.stop_after is not None:
         names = names[: names.index(run.config.stop_after) + 1]
-    for leftover in {path.parent for path in run.folder.rglob(TEMPORARY + "*")}:
-        remove_leftovers(leftover)  # of processes that were killed
+    if not run.share.partial:
+        for leftover in {path.parent for path in run.folder.rglob(TEMPORARY + "*")}:
+            remove_leftovers(leftover)  # of processes that were killed
     if run.done("embed") is None:
         embed.check(run.config)
-    run.check_sources()
+    with _one_at_a_time(run):
+        run.check_sources()
     again = _from(run.config.from_stage)
     left = [name for name in names if name in again or run.done(name) is None]
     for name in left:
+        if run.share.partial and name not in SHARED:
+            return _say(f"{name} is done by one process, with shard=merge")
         start = time.perf_counter()
-        run.begin(name)
-        counts = STAGES[name](run)
+        with _one_at_a_time(run):
+            run.begin(name)
+        try:
+            counts = STAGES[name](run)
+            run.share.leave(name)
+        except PartDone as part:
+            return _say(str(part))
         run.finish(name, counts)
         _say(f"{name}: {_listed(counts)} ({time.perf_counter() - start:.1f} s)")
     if not left:
@@ -69,6 +86,11 @@ def curate(run: Run) -> None:
         run.forget_before()
     if names[-1] == "report":
         _say(f"report: {run.folder / 'report.html'}")
+
+
+def _one_at_a_time(run: Run) -> AbstractContextManager[None]:
+    """Of several shards one makes room; a process alone holds the folder anyway."""
+    return lock(run.folder / ".begin.lock") if run.share.partial else nullcontext()
 
 
 def _from(stage: str | None) -> list[str]:

@@ -15,13 +15,14 @@ CHAINS = {"whole", "direct"}
 METHODS = {"components", "semdedup"}
 KEEP = {"largest", "first", "most_central"}
 READINGS = {"any", "kept"}
+ENGINES = {"auto", "exact", "ivf"}
 FLAGS = {"small", "blank", "aspect"}
 
 # The stages in their order, and what each is told: a setting, or a section.
 TOLD = {
     "ingest": ("pool", "seeds", "holdout", "as_is", "ingest"),
     "embed": ("backbone", "seed", "embed"),
-    "duplicates": ("duplicates",),
+    "duplicates": ("duplicates", "search"),
     "holdout": ("leaks",),
     "clusters": ("clusters",),
     "retrieval": ("retrieval",),
@@ -56,6 +57,17 @@ class EmbedConfig:
     size: int | None = None  # side of the square picture that a backbone sees, pixels; null: what it learnt
     token: str = "cls"  # what is taken from a backbone: "cls", "mean", "cls+mean", "cls4"
     batch: int = runtime(64)  # pictures at a time through a backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How nearest neighbours by embedding are searched."""
+
+    engine: str = "auto"  # "exact", "ivf" (FAISS), or by the number of pictures
+    memory_gib: float = runtime(4.0)  # bound on what a search holds besides 100 bytes a picture
+    recall: float = 0.97  # ivf: of the ten nearest, aimed at; it decides how many lists are probed
+    floor: float = 0.95  # ivf: recall on a sample under which the run stops
+    index: str = "auto"  # ivf: a FAISS factory string such as OPQ64,IVF65536,PQ64x4fs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +186,9 @@ class CurateConfig:
     seed: int = 0  # of the sampling
     stop_after: str | None = runtime(None)  # name of the last stage to run
     from_stage: str | None = runtime(None)  # this stage and later ones run again, where settings may be new
+    shard: str | None = runtime(
+        None
+    )  # i/n: only that part of the stage to be done; "merge": put parts together
     workers: int = runtime(0)  # processes; 0: one a core
     device: str = runtime("cpu")  # where a backbone runs
     cache: str | None = runtime(None)  # folder for tar indexes and what comes from URLs; null: the user's
@@ -182,12 +197,14 @@ class CurateConfig:
     duplicates: DuplicatesConfig = section(DuplicatesConfig)
     leaks: LeaksConfig = section(LeaksConfig)
     clusters: ClustersConfig = section(ClustersConfig)
+    search: SearchConfig = section(SearchConfig)
     retrieval: RetrievalConfig = section(RetrievalConfig)
     budget: BudgetConfig = section(BudgetConfig)
     write: WriteConfig = section(WriteConfig)
 
     def check(self) -> None:
         """Raises UserError for a value that no stage could work with."""
+        one_of(self.search.engine, ENGINES, "search.engine")
         one_of(self.duplicates.chains, CHAINS, "duplicates.chains")
         one_of(self.duplicates.method, METHODS, "duplicates.method")
         one_of(self.duplicates.keep, KEEP, "duplicates.keep")

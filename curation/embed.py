@@ -36,6 +36,9 @@ def run(run: Run) -> dict[str, Any]:
         whitening = _whitening(run)
         for role in run.sets:
             _embed_descriptor(run, role, whitening)
+        run.share.leave("embed")
+        for role in run.sets:
+            _describe_folder(run, role, int(whitening.matrix.shape[1]))
     else:
         _embed_backbone(run)
     count, dimension = Embedded(run, "pool").vectors.shape
@@ -66,23 +69,26 @@ def _whitening(run: Run) -> Whitening:
 
 def _embed_descriptor(run: Run, role: str, whitening: Whitening) -> None:
     """Write the folder that `dinov2.features.embed` would, from the raw descriptors that ingest left."""
+    folder = run.stage("embed") / role
+    raw = Ingested(run, role).raw()
+    files = -(-len(raw) // ROWS_PER_FILE)
+    wanted = run.share.take(files, lambda number: (folder / f"{number:05d}.npy").exists(), f"embed {role}")
+    with threadpool_limits(1), progress(total=len(wanted), what=f"embed {role}", unit="file") as bar:
+        for number in wanted:
+            rows = np.arange(number * ROWS_PER_FILE, min((number + 1) * ROWS_PER_FILE, len(raw)))
+            with write_whole(folder / f"{number:05d}.npy") as file:
+                np.save(file, whitening(raw.rows(rows).astype(np.float32)).astype(np.float16))
+            bar.update(1)
+
+
+def _describe_folder(run: Run, role: str, dimension: int) -> None:
     from dinov2.features.folder import (  # imported here: it brings torch, which is slow
         FORMAT_VERSION,
         IDS,
         META,
     )
 
-    folder = run.stage("embed") / role
-    raw = Ingested(run, role).raw()
-    with threadpool_limits(1), progress(total=len(raw), what=f"embed {role}") as bar:
-        for number, start in enumerate(range(0, len(raw), ROWS_PER_FILE)):
-            path = folder / f"{number:05d}.npy"
-            rows = np.arange(start, min(start + ROWS_PER_FILE, len(raw)))
-            if not path.exists():
-                with write_whole(path) as file:
-                    np.save(file, whitening(raw.rows(rows).astype(np.float32)).astype(np.float16))
-            bar.update(len(rows))
-    source = run.sets[role]
+    folder, source = run.stage("embed") / role, run.sets[role]
     errors = Ingested(run, role).table["error"]
     write_table(folder / IDS, source.table.select(["id", "uri"]).filter(errors.is_null()))
     meta = {
@@ -90,11 +96,11 @@ def _embed_descriptor(run: Run, role: str, whitening: Whitening) -> None:
         "weights": sha256_of(run.stage("embed") / "whitening.npz"),
         "transform": {"kind": f"curation.descriptor of a {THUMB} x {THUMB} thumbnail, whitened"},
         "token": BUILT_IN,
-        "parts": [[BUILT_IN, int(whitening.matrix.shape[1])]],
-        "dimension": int(whitening.matrix.shape[1]),
+        "parts": [[BUILT_IN, dimension]],
+        "dimension": dimension,
         "normalised": True,
         "data": source.fingerprint,
-        "rows": len(raw),
+        "rows": errors.null_count,
         "rows_per_file": ROWS_PER_FILE,
         "unreadable": _unreadable(source.table, errors),
     }

@@ -53,13 +53,16 @@ def run(run: Run) -> dict[str, Any]:
         before = before_of(run, role)
         starts = range(0, len(source), config.ingest.piece)
         spans = [(start, min(start + config.ingest.piece, len(source))) for start in starts]
+        wanted = run.share.take(
+            len(spans), lambda number, at=folder: (at / f"{number:05d}.parquet").exists(), f"ingest {role}"
+        )
         pieces = [
-            Piece(folder / f"{number:05d}", source.select(np.arange(*span)), before)
-            for number, span in enumerate(spans)
-            if not (folder / f"{number:05d}.parquet").exists()
+            Piece(folder / f"{number:05d}", source.select(np.arange(*spans[number])), before)
+            for number in wanted
         ]
         work = partial(ingest_piece, settings=config.ingest, describe=config.backbone == BUILT_IN)
-        run.workers.do(work, pieces, what=f"ingest {role}", total=len(source))
+        run.workers.do(work, pieces, what=f"ingest {role}", total=run.share.part_of(len(source), pieces))
+    run.share.leave("ingest")
     return _summarise(run)
 
 

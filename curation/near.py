@@ -17,10 +17,10 @@ from pyarrow import parquet
 from curation.align import align
 from curation.config import NearConfig
 from curation.embed import Embedded
-from curation.hashes import HashTable
 from curation.ingest import Ingested, Stack
 from curation.run import Run
-from dinov2.files import write_table
+from curation.search import Side, gathered, jobs, piece_of, prepare, search_pieces
+from dinov2.files import lock, write_json, write_table
 
 PAIRS_PER_PIECE = 20_000
 
@@ -42,6 +42,9 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def side(self, rows: Rows) -> Side:
+        return Side(self.vectors, self.hashes, rows)
 
     def codes(self, column: str) -> Rows:
         """A number for each row, equal where the column is."""
@@ -78,7 +81,9 @@ def near_pairs(
     """Candidates among `rows` of `first`, or between them and all of `second`, with their similarity."""
     path = run.stage(stage) / "candidates.parquet"
     if not path.exists():
-        write_table(path, _candidates(first, rows, second, settings).table())
+        _search(run, stage, first, rows, second, settings)
+        candidates = _gathered(run, stage, first, second)
+        write_table(path, candidates.table())
     candidates = Candidates.read(path)
     if settings.verify:
         _verify(run, stage, candidates, first, second or first)
@@ -101,12 +106,14 @@ def _verify(run: Run, stage: str, candidates: Candidates, first: Pictures, secon
         for at in range(0, len(candidates.pairs), PAIRS_PER_PIECE)
     ]
     paths = [run.stage(stage) / "aligned" / f"{number:05d}.parquet" for number in range(len(spans))]
+    what = f"{stage}: verify"
     pieces = [
-        Piece(path, candidates.pairs[slice(*span)], first.thumbs, second.thumbs)
-        for path, span in zip(paths, spans, strict=True)
-        if not path.exists()
+        Piece(paths[number], candidates.pairs[slice(*spans[number])], first.thumbs, second.thumbs)
+        for number in run.share.take(len(spans), lambda number: paths[number].exists(), what)
     ]
-    run.workers.do(align_piece, pieces, what=f"{stage}: verify", total=len(candidates.pairs), unit="pair")
+    total = run.share.part_of(len(candidates.pairs), pieces)
+    run.workers.do(align_piece, pieces, what=what, total=total, unit="pair")
+    run.share.leave(what)
 
 
 @dataclass(frozen=True)
@@ -133,18 +140,32 @@ def align_piece(piece: Piece) -> int:
     return len(piece.pairs)
 
 
-def _candidates(first: Pictures, rows: Rows, second: Pictures | None, settings: NearConfig) -> Candidates:
-    found = [
-        _by_hash(first, rows, second, settings.hash_distance),
-        _by_embedding(first, rows, second, settings),
-    ]
-    pairs = np.unique(np.concatenate(found), axis=0)
+def _search(
+    run: Run, stage: str, first: Pictures, rows: Rows, second: Pictures | None, settings: NearConfig
+) -> None:
+    """Leave every candidate in a piece of `search/`; `search/engines.json` says how, and with what recall."""
+    folder, what = run.stage(stage) / "search", f"{stage}: search"
+    second_side = None if second is None else second.side(np.arange(len(second)))
+    todo = jobs(first.side(rows), second_side, folder)
+    count = sum(len(job.blocks()) for job in todo)
+    wanted = run.share.take(count, lambda number: piece_of(folder, number).exists(), what)
+    if wanted:
+        with lock(folder / ".index.lock"):  # of several shards one builds the index, and the others wait
+            write_json(folder / "engines.json", prepare(todo, run.config.search))
+        search_pieces(todo, wanted, folder, settings, run.config.search, what)
+    run.share.leave(what)
+
+
+def _gathered(run: Run, stage: str, first: Pictures, second: Pictures | None) -> Candidates:
     other = second or first
-    hamming = np.full(len(pairs), 64, np.int64)
-    for mine, theirs in zip(first.hashes, other.hashes, strict=True):
-        apart = np.bitwise_count(mine[pairs[:, 0]] ^ theirs[pairs[:, 1]]).astype(np.int64)
-        hamming = np.minimum(hamming, apart)
-    return Candidates(pairs, _cosines(first, other, pairs), hamming)
+    parts = []
+    for pairs in gathered(run.stage(stage) / "search", len(first), run.config.search.memory_gib / 4):
+        hamming = np.full(len(pairs), 64, np.int64)
+        for mine, theirs in zip(first.hashes, other.hashes, strict=True):
+            apart = np.bitwise_count(mine[pairs[:, 0]] ^ theirs[pairs[:, 1]]).astype(np.int64)
+            hamming = np.minimum(hamming, apart)
+        parts.append((pairs, _cosines(first, other, pairs), hamming))
+    return Candidates(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def _cosines(first: Pictures, second: Pictures, pairs: Rows) -> NDArray[np.float32]:
@@ -154,38 +175,3 @@ def _cosines(first: Pictures, second: Pictures, pairs: Rows) -> NDArray[np.float
         products = first.vectors[a].astype(np.float32) * second.vectors[b].astype(np.float32)
         cosine[at : at + len(a)] = products.sum(axis=1)
     return np.round(cosine, 4)
-
-
-def _by_hash(first: Pictures, rows: Rows, second: Pictures | None, distance: int) -> Rows:
-    columns = rows if second is None else np.arange(len(second))
-    found = [np.zeros((0, 2), np.int64)]
-    for mine, theirs in zip(first.hashes, (second or first).hashes, strict=True):
-        for a, b in HashTable(theirs[columns], distance).near(mine[rows]):
-            pairs = np.stack([rows[a], columns[b]], axis=1)
-            found.append(pairs[pairs[:, 0] < pairs[:, 1]] if second is None else pairs)
-    return np.concatenate(found)
-
-
-def _by_embedding(first: Pictures, rows: Rows, second: Pictures | None, settings: NearConfig) -> Rows:
-    mine = first.vectors[rows]
-    if second is None:
-        return np.sort(_neighbours(mine, mine, settings, rows, rows, inside=True), axis=1)
-    every = np.arange(len(second))
-    theirs = second.vectors[every]
-    ahead = _neighbours(mine, theirs, settings, rows, every, inside=False)
-    back = _neighbours(theirs, mine, settings, every, rows, inside=False)
-    return np.concatenate([ahead, back[:, ::-1]])
-
-
-def _neighbours(
-    queries: Halves, base: Halves, settings: NearConfig, rows: Rows, columns: Rows, *, inside: bool
-) -> Rows:
-    """[p, 2] of `rows` and `columns`, which number the queries and the base."""
-    # Imported here, so that the processes that only decode or align start without torch.
-    from dinov2.neighbours import nearest
-
-    similarity, index = nearest(queries, base, settings.k, exclude_self=inside)
-    near = similarity.numpy() >= settings.cosine
-    near[:, : settings.always] = True
-    a, place = np.nonzero(near)
-    return np.stack([rows[a], columns[index.numpy()[a, place]]], axis=1)

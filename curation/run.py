@@ -8,7 +8,7 @@ begins anew; only what it searched for stays, if that was told the same.
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pyarrow import parquet
 
 from curation.config import DECIDING, TOLD, CurateConfig, stage_of
 from curation.pieces import Workers
+from curation.shares import Share
 from dinov2.config import identity
 from dinov2.data.manifest import EDGES_SCHEMA, write_format
 from dinov2.data.sources import Source, open_source
@@ -29,7 +30,7 @@ from dinov2.files import read_json, write_json, write_table
 DROPPED_SCHEMA = pa.schema(
     {"id": pa.large_string(), "evidence": pa.large_string(), "similarity": pa.float32(), "error": pa.string()}
 )
-SEARCHED = ("candidates.parquet", "aligned")  # in a stage's folder: what its search left
+SEARCHED = ("search", "candidates.parquet", "aligned")  # in a stage's folder: what its search left
 ROLES = ("pool", "seeds", "holdout", "as_is")
 SOURCES = "sources.json"  # in stages/: the sources' fingerprints
 BEFORE = "stages.before"  # the stages of the pictures that were there before the sources changed
@@ -50,6 +51,7 @@ class Run:
     config: CurateConfig
     folder: Path
     workers: Workers
+    share: Share = field(default_factory=Share)
 
     def stage(self, name: str) -> Path:
         return self.folder / "stages" / name

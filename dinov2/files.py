@@ -104,8 +104,8 @@ def sha256_of(path: Path | str) -> str:
 
 
 @contextmanager
-def lock(path: Path | str, *, blocking: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, which dies with the process.
+def lock(path: Path | str, *, blocking: bool = True, shared: bool = False) -> Iterator[None]:
+    """Hold a lock on `path`, which dies with the process: an exclusive one, or one shared with its like.
 
     Raises:
         BlockingIOError: `blocking` is false and another process holds it; its note is the exception's text.
@@ -114,7 +114,8 @@ def lock(path: Path | str, *, blocking: bool = True) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, kind | (0 if blocking else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             raise BlockingIOError(file.read().strip()) from None

@@ -18,7 +18,11 @@ UNSET = "unset"  # what a key of ours is in a folder of a version that did not h
 
 @contextmanager
 def claim(
-    folder: Path | str, config: Any, free: Callable[[str], bool] = lambda key: False, hint: str = ""
+    folder: Path | str,
+    config: Any,
+    free: Callable[[str], bool] = lambda key: False,
+    hint: str = "",
+    shared: bool = False,
 ) -> Iterator[Path]:
     """Hold `folder` for a stage with these settings while the block runs, making it if need be.
 
@@ -28,6 +32,7 @@ def claim(
 
     Args:
         free: says of a setting's dotted key whether it may differ in a folder that goes on.
+        shared: others who say so too may hold it at the same time; what killed ones left then stays.
         hint: added to the error about settings that may not.
 
     Raises:
@@ -46,9 +51,10 @@ def claim(
     except OSError as error:
         raise UserError(f"output={folder} cannot be made: {error.strerror}; name another folder") from None
     try:
-        with lock(folder / LOCK, blocking=False):
+        with lock(folder / LOCK, blocking=False, shared=shared):
             _check_owner(folder, config, free, hint)
-            remove_leftovers(folder)
+            if not shared:
+                remove_leftovers(folder)
             write_text(folder / CONFIG, to_yaml(config))
             yield folder
     except BlockingIOError as error:

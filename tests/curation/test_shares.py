@@ -1,0 +1,61 @@
+"""Parts done by processes that know nothing of each other make what one process makes."""
+
+import subprocess
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from curation import embed, near, search
+from dinov2.exits import UserError
+from tests.curation.pools import command, curate, make_pool
+from tests.curation.test_command import RESULTS, SMALL_PIECES
+from tests.faults import ROOT, differences, run_killed, when
+
+
+def test_shards_in_any_order_one_of_them_killed_end_as_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_pool(tmp_path / "pictures")
+    for module, name, size in (
+        (search, "BLOCK", 8),
+        (near, "PAIRS_PER_PIECE", 20),
+        (embed, "ROWS_PER_FILE", 8),
+    ):
+        monkeypatch.setattr(module, name, size)  # so that there are pieces to share out
+    words = [f"pool={root}/pool", f"seeds={root}/seeds", f"holdout={root}/holdout", *SMALL_PIECES]
+    words += ["retrieval.k=6", "budget.pictures=8"]
+    curate(*words, f"output={tmp_path}/whole/out")
+
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    output = f"output={folder}/out"
+    others = [
+        subprocess.Popen(command(*words, output, f"shard={number}/3", "workers=1"), cwd=ROOT)
+        for number in (2, 0)
+    ]
+    killed = command(*words, "output=out", "shard=1/3", "workers=1")
+    with pytest.raises(UserError, match=r"is in use|lacks"):
+        curate(*words, output, "shard=merge")
+    attempts = run_killed(killed, folder, [when("out/stages/ingest/pool/*.parquet")], seconds=0.0)
+    assert attempts[0].status is None
+    assert [process.wait(100) for process in others] == [0, 0]
+
+    draw, rounds = Random(0), 0
+    while not (folder / "out" / "report.html").exists():
+        curate(*words, output, "shard=merge")
+        for number in draw.sample(range(3), 3):
+            curate(*words, output, f"shard={number}/3")
+        rounds += 1
+        assert rounds < 10
+    assert rounds == 6  # embed, duplicates' search and verifying, the holdout's, and the rest
+    for stage in ("duplicates", "holdout"):
+        assert len(list((folder / "out" / "stages" / stage / "search").glob("0*.parquet"))) > 3
+    assert len(list((folder / "out" / "stages" / "duplicates" / "aligned").glob("*.parquet"))) > 3
+    assert not differences(tmp_path / "whole", folder, RESULTS)
+
+
+@pytest.mark.parametrize("shard", ["3/3", "1", "a/b", "-1/3"])
+def test_a_shard_is_a_number_of_a_number(shard: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="shard=0/4"):
+        curate(f"pool={tmp_path}", f"output={tmp_path}/out", f"shard={shard}")
