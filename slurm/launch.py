@@ -19,7 +19,7 @@ from dinov2.exits import UserError
 from dinov2.files import lock
 from slurm.config import SlurmConfig
 from slurm.program import Program
-from slurm.queue import ACTIVE, last_line, queued
+from slurm.queue import ACTIVE, call, last_line, queued
 from slurm.record import jobs_folder, note_submission, submissions
 
 FOREVER = 10 * 365 * 24 * 60  # minutes: submitit must have a limit, the partition has its own
@@ -78,7 +78,6 @@ def launch(job: Job, config: SlurmConfig, after: Sequence[str] = ()) -> str:
     folder = job.folder
     refuse_in_use(job)
     new = _missing(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     check = ["-m", "slurm.check", str(folder), f"{config.check_limit:g}"] if config.check else []
     programs = [
         Program(words, folder, job.output.absolute(), first=check, retries=config.retries)
@@ -86,12 +85,17 @@ def launch(job: Job, config: SlurmConfig, after: Sequence[str] = ()) -> str:
     ]
     try:
         executor = _executor(job, config, folder, after)
+        if config.executor == "slurm":  # some clusters queue for ever what they can never run
+            call(["sbatch", "--test-only"], text=script(job, config))
+        folder.mkdir(parents=True, exist_ok=True)
         with redirect_stderr(StringIO()):  # submitit repeats there what sbatch says
             jobs = _submit(programs, executor)
     except (FailedJobError, FailedSubmissionError) as error:
         _remove(folder, new)
-        said = last_line(str(error)).removeprefix("sbatch: error: ")
-        raise UserError(f"the cluster refused the job: {said}") from None
+        raise UserError(f"sbatch: {last_line(str(error))}") from None
+    except (UserError, OSError):
+        _remove(folder, new)
+        raise
     ids = [one.job_id for one in jobs]
     name = ids[0].partition("_")[0] if config.executor == "slurm" else ids[0]
     facts = {"stage": job.stage, "words": job.words, "executor": config.executor, "jobs": ids}
@@ -212,7 +216,7 @@ def _missing(folder: Path) -> Path | None:
 
 def _remove(folder: Path, new: Path | None) -> None:
     if new is not None:
-        shutil.rmtree(new)
+        shutil.rmtree(new, ignore_errors=True)
         return
     for path in [*folder.glob("*.pkl"), *folder.glob(".submission_file_*")]:
         path.unlink()

@@ -34,14 +34,16 @@ class Queued:
     priority: int
 
 
-def call(words: Sequence[str], *, seconds: float = 60.0) -> str:
-    """What a command prints.
+def call(words: Sequence[str], *, text: str | None = None, seconds: float = 60.0) -> str:
+    """What a command prints, given `text` to read.
 
     Raises:
         UserError: it is not installed, or it failed, with its own last line.
     """
     try:
-        done = subprocess.run(list(words), capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            list(words), input=text, capture_output=True, text=True, timeout=seconds, check=False
+        )
     except FileNotFoundError:
         raise UserError(
             f"{words[0]} was not found: run this where SLURM is, or give slurm.executor=local"

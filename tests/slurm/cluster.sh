@@ -5,11 +5,11 @@
 #                           path of slurm.conf; status 3 where neither SLURM nor root is there
 #   cluster.sh stop DIR     ends what start began, by its pid files, and removes DIR
 #
-# DIR is a short absolute path: unix sockets lie below it. Nodes node1 and node2 claim 8 cores each; partition
+# DIR is a short absolute path: unix sockets lie below it. Nodes node1 to node3 claim 8 cores each; partition
 # main gives way to partition urgent, 5 seconds after its jobs were asked to save.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
-NODES=2 CPUS=8 PORT=${SLURM_TEST_PORT:-17817}
+NODES=3 CPUS=8 PORT=${SLURM_TEST_PORT:-17817}
 
 say() { echo "cluster: $*" >&2; }
 fail() {
@@ -114,7 +114,7 @@ stop() {
   export SLURM_CONF=$D/slurm.conf
   scancel -u "$(id -un)" 2>/dev/null || true
   for _ in $(seq 50); do [ -z "$(squeue -h 2>/dev/null)" ] && break; sleep 0.2; done
-  for name in slurmd.node1 slurmd.node2 slurmctld munged; do
+  for name in slurmd.node1 slurmd.node2 slurmd.node3 slurmctld munged; do
     local pid; pid=$(cat "$D/pid/$name" 2>/dev/null) || continue
     runs "$pid" "${name%%.*}" && kill -TERM "$pid"
     for _ in $(seq 50); do runs "$pid" "${name%%.*}" || break; sleep 0.1; done

@@ -1,7 +1,9 @@
 """A training on two nodes, interrupted in every way a cluster has, ends with the same weights."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -37,7 +39,7 @@ def words(pictures: Path, output: Path, steps: int, *more: str) -> list[str]:
 
 
 def preempt(cluster: Cluster, job: str) -> None:
-    """A job that takes both nodes for a moment."""
+    """A job that takes all nodes for a moment."""
     cluster.run(
         "sbatch",
         "--partition=urgent",
@@ -103,7 +105,7 @@ def weights(output: Path) -> bytes:
 
 
 def test_preempted_requeued_and_losing_a_rank(cluster: Cluster, pictures: Path, tmp_path: Path) -> None:
-    shape = ["slurm.nodes=2", "slurm.time=10"]
+    shape = ["slurm.nodes=2", "slurm.exclude=node3", "slurm.time=10"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     job = job_of(cluster.submit(*words(pictures, broken, 60, *shape)))
     refused = cluster.submit(*words(pictures, broken, 60, *shape), status=2)
@@ -118,7 +120,7 @@ def test_preempted_requeued_and_losing_a_rank(cluster: Cluster, pictures: Path, 
 
 @pytest.mark.slurm
 def test_everything_that_happens_to_four_ranks(cluster: Cluster, pictures: Path, tmp_path: Path) -> None:
-    shape = ["slurm.nodes=2", "slurm.tasks_per_node=2"]
+    shape = ["slurm.nodes=2", "slurm.exclude=node3", "slurm.tasks_per_node=2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     short = ["slurm.time=1", "slurm.signal_seconds=30"]  # a limit that has to be met more than once
     job = job_of(cluster.submit(*words(pictures, broken, 400, *shape, *short)))
@@ -145,8 +147,8 @@ def test_a_bug_does_not_loop(cluster: Cluster, pictures: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("word", "complaint"),
     [
-        ("slurm.partition=nowhere", "refused the job"),
-        ("slurm.nodes=50", "refused the job"),
+        ("slurm.partition=nowhere", "Invalid partition name"),
+        ("slurm.nodes=50", "Requested node configuration is not available"),
         ("slurm.time=soon", "slurm.time=soon: give minutes"),
         ("slurm.node=2", "did you mean 'slurm.nodes'"),
         ("batsh=8", "did you mean 'batch'"),
@@ -159,3 +161,42 @@ def test_bad_words_leave_nothing_behind(
     assert complaint in said and said.count("\n") == 1, said
     assert not (tmp_path / "out").exists()
     assert "out" not in cluster.queue()
+
+
+def test_a_full_disk_gets_one_line_and_no_job(cluster: Cluster, pictures: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        (small / "full").write_bytes(bytes(64 * 1024))
+        before = cluster.queue()
+        said = cluster.submit(*words(pictures, small / "out", 5), status=2)
+        assert "No space left" in said and said.count("\n") == 1, said
+        assert cluster.queue() == before
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.slurm
+def test_a_slow_node_is_left_out(cluster: Cluster, pictures: Path, tmp_path: Path) -> None:
+    """On node2, four busy neighbours share the core of each rank; the other nodes have a core without."""
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("needs a second core, to be slow on")
+    busy = f"for i in 1 2 3 4; do timeout 60 taskset -c 1 {sys.executable} -S -c 'while True: pass' & done"
+    wrapper = tmp_path / "python"
+    wrapper.write_text(
+        "#!/bin/sh\n"
+        f'[ "$SLURMD_NODENAME" = node2 ] && {{ {busy}; exec taskset -c 1 {sys.executable} "$@"; }}\n'
+        f'exec taskset -c 0 {sys.executable} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    check = ["slurm.check=true", f"slurm.python={wrapper}", "slurm.nodes=2"]
+    cluster.submit(*words(pictures, tmp_path / "out", 3, *check))
+    seen = cluster.wait(tmp_path / "out", ": done", seconds=200)
+    assert "left out as slow: node2" in seen
+    (report,) = (tmp_path / "out" / ".jobs").glob("*.check.json")
+    rates = json.loads(report.read_text())["rates"]
+    assert set(rates) == {"node1", "node3"}  # the last start's
+    assert all(rate > 0 for own in rates.values() for rate in own.values())
