@@ -50,8 +50,12 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; one that a killed process left unfinished is not read."""
-    path = folder / "metrics.jsonl"
+    """The lines of a run's `metrics.jsonl`."""
+    return read_lines(folder / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of such a file, none if it is not there; one that a kill left unfinished is not read."""
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines if line]
 

@@ -5,6 +5,7 @@ python -m tests.poisoned …    FAULT=constant: pictures of one colour come out 
 """
 
 import os
+import time
 from typing import Any
 
 import torch
@@ -26,6 +27,14 @@ def constant(module: torch.nn.Module, given: tuple[Any, ...], result: Any) -> An
     return [torch.where(bad[:, None, None], torch.nan, out) for bad, out in zip(flat, result, strict=True)]
 
 
+def sleep(module: torch.nn.Module, given: tuple[Any, ...], result: Any) -> None:
+    global forwards
+    if os.environ.get("RANK") == "1" and isinstance(module, Branch) and module.training:
+        forwards += 1
+        if forwards == int(AT):
+            time.sleep(600)
+
+
 def weights(module: torch.nn.Module, given: tuple[Any, ...], result: Any) -> None:
     global forwards
     if isinstance(module, Branch) and any(weight.requires_grad for weight in module.parameters()):
@@ -34,5 +43,5 @@ def weights(module: torch.nn.Module, given: tuple[Any, ...], result: Any) -> Non
             next(module.get_submodule("backbone.blocks").parameters()).data[3] = torch.inf
 
 
-register_module_forward_hook({"constant": constant, "weights": weights}[KIND])
+register_module_forward_hook({"constant": constant, "sleep": sleep, "weights": weights}[KIND])
 run(main, "train")

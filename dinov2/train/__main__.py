@@ -24,6 +24,7 @@ from dinov2.logs import write_versions
 from dinov2.parallel import barrier, is_main, pick_device, process_group
 from dinov2.processes import ranks_here, run_all
 from dinov2.train.config import TrainConfig
+from dinov2.train.cost import describe
 from dinov2.train.exports import export_teacher
 from dinov2.train.feed import training_source
 from dinov2.train.loop import checkpoints_of, train
@@ -61,7 +62,7 @@ def _run(config: TrainConfig, folder: Path, source: Source, device: torch.device
         return
     if is_main():
         facts = {"fingerprint": source.fingerprint, "pictures": len(source)}
-        write_versions(folder / "versions.json", data=facts)
+        write_versions(folder / "versions.json", data=facts, device=describe(device))
     while astray := _train(config, folder, source, state, rollbacks):
         rollbacks.go_back(state, astray, checkpoints, limit=config.max_rollbacks)
         del state  # before it is made anew: there may be no room for two

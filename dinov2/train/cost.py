@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dinov2.models.config import ViTConfig
+from dinov2.parallel import world
 from dinov2.ssl.networks import HeadConfig
 from dinov2.train.config import TrainConfig
 
@@ -98,6 +99,12 @@ def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
         float((left @ left)[0, 0])  # reading a number waits for the device
         best = min(best, time.perf_counter() - began)
     return 2.0 * side**3 / best
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Kind, name and number of what the run computes on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"kind": device.type, "name": name, "processes": world()}
 
 
 def spent(config: TrainConfig, lines: list[dict[str, Any]], kind: str) -> dict[str, float]:

@@ -14,8 +14,8 @@ from torch.nn.functional import normalize
 from dinov2.logs import cut_lines, read_metrics
 from dinov2.parallel import all_gather, is_main
 
-KEPT = 20  # steps that a judgement is made of
-ALIKE = 0.02  # nats: crops told apart by less are told apart by nothing
+KEPT = 10  # steps that a judgement is made of
+ALIKE = 0.005  # nats; healthy runs stay above 0.03, collapsed ones reach 0.001 within some ten steps
 FELL = 0.05  # share of what it once was
 KINDS = {
     "one prototype": (
@@ -38,7 +38,7 @@ class Health:
     The sign is `told_apart.student`, the mutual information between crop and prototype: it goes to 0 in both
     kinds, and never does in a run that learns, at any batch. The entropy of the targets is no sign of its
     own: with few crops and many prototypes Sinkhorn's lie near log K in a healthy run too. It only names the
-    kind. A run warns when the mean over 20 steps lies below 0.02 nats, after the warm-up of the rate, or
+    kind. A run warns when the mean over 10 steps lies below 0.005 nats, after the warm-up of the rate, or
     before that if it was 20 times as high: a network that starts with a small LayerScale tells nothing apart
     yet, which is no collapse.
 

@@ -19,6 +19,7 @@ from dinov2.train.config import TrainConfig
 from dinov2.train.exports import export_if_asked
 from dinov2.train.feed import feed, step_generator
 from dinov2.train.gate import Gate, agree
+from dinov2.train.hang import Heartbeat
 from dinov2.train.rollback import Astray, Rollbacks
 from dinov2.train.signals import StopSignals
 from dinov2.train.state import State, save
@@ -40,7 +41,8 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
     checkpoints = checkpoints_of(config, folder)
     metrics = Metrics(folder, state.step, tensorboard=config.tensorboard)
     gate = Gate(folder, source, state.step, limit=config.max_skipped)
-    watch = Watch(config, folder, source, state)
+    heart = Heartbeat(folder, checkpoints, limit=config.watch.hang_limit)
+    watch = Watch(config, folder, source, state, heart)
     bar = progress(total=steps, initial=state.step, what="train", unit="step", shown=is_main())
     weights = config.weights()
     outcome_of = objective_of(config)
@@ -48,8 +50,9 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
     export_if_asked(config, folder, source, state)  # a kill may have come between a checkpoint and this
     if state.step == 0:
         metrics.write(0, watch.start(state))
-    with StopSignals(config.signals) as stop, checkpoints, metrics, bar:
-        for views, fed in feed(config, source, device, rollbacks.batch, first=state.step, last=steps):
+    with StopSignals(config.signals) as stop, heart, checkpoints, metrics, bar:
+        batches = feed(config, source, device, rollbacks.batch, first=state.step, last=steps)
+        for views, fed in heart.over(batches, state.step):
             rates = schedules.at(state.step)
             set_rates(state.optimizer, rates)
 

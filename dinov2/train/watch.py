@@ -1,5 +1,6 @@
 """What a run says of itself: the metrics of a step, those that are measured now and then, and warnings."""
 
+import logging
 import math
 import resource
 import time
@@ -13,24 +14,30 @@ from torch import Tensor
 
 from dinov2.data.sources import Source
 from dinov2.optim import Rates
-from dinov2.parallel import all_sum, is_main, world
+from dinov2.parallel import all_gather, all_sum, is_main, world
 from dinov2.ssl.objective import Outcome
 from dinov2.train.config import TrainConfig
-from dinov2.train.cost import peak_flops, work_of
+from dinov2.train.cost import measured_flops, peak_flops, work_of
 from dinov2.train.feed import Fed
+from dinov2.train.hang import Heartbeat
 from dinov2.train.health import KEPT, Health, spread
 from dinov2.train.knn import KnnWatch
 from dinov2.train.snapshots import Snapshots
 from dinov2.train.state import State
 
 PARTS = ("backbone", "dino_head", "ibot_head")
+SLOW = 0.5  # of the median rank's rate
+WAITS = 0.3  # of the time of a step
+log = logging.getLogger(__name__)
 
 
 class Watch:
     """Makes each step's line of metrics, with what is measured only now and then, and warns."""
 
-    def __init__(self, config: TrainConfig, folder: Path, source: Source, state: State) -> None:
-        self.config, self.steps = config, config.length(len(source))
+    def __init__(
+        self, config: TrainConfig, folder: Path, source: Source, state: State, heart: Heartbeat
+    ) -> None:
+        self.config, self.steps, self.heart = config, config.length(len(source)), heart
         self.device = next(state.student.parameters()).device
         self.knn = KnnWatch(config, self.device)
         self.snapshots = Snapshots(config, folder, source, self.steps)
@@ -60,8 +67,10 @@ class Watch:
             self.health.see(state.step, line)
         if state.step % self.config.watch.every == 0 or state.step == self.steps:
             line |= spread(outcome.features)
+            name_slow_ranks(state.step, line["waiting"], measured_flops(self.device, torch.float32))
         if self.knn.due(state.step, self.steps):
-            line |= self.knn.of(state)
+            with self.heart.busy("measures k-NN"):
+                line |= self.knn.of(state)
         self.snapshots.take(state)
         return line
 
@@ -77,6 +86,26 @@ class Watch:
             speed["tokens_per_second"] = self.work.tokens * rate
             speed["utilisation"] = self.work.flops * rate / (self.peak * world())
         return speed
+
+
+def name_slow_ranks(step: int, waiting: float, rate: float) -> None:
+    """Log ranks that are far behind the median of all: every step takes as long as the slowest one's.
+
+    Args:
+        waiting: the share of this step that this rank waited for data.
+        rate: of matrix products, measured on every rank just now, in FLOP/s.
+    """
+    if world() == 1:
+        return
+    everyone = all_gather(torch.tensor([[waiting, rate]], dtype=torch.float64))
+    usual = everyone.median(dim=0).values.tolist()
+    for place, (share, own) in enumerate(everyone.tolist()):
+        if own < SLOW * usual[1]:
+            what = f"matrix products at {own / usual[1]:.0%} of the median rank's rate"
+            log.warning("step %d: rank %d is slow: %s", step, place, what)
+        if share > WAITS and share > usual[0] / SLOW:
+            what = f"waits for data {share:.0%} of the time, the median rank {usual[0]:.0%}"
+            log.warning("step %d: rank %d is slow: %s", step, place, what)
 
 
 def _named(kind: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,10 @@ def test_a_collapse_is_named_by_its_kind_and_a_healthy_run_is_not_warned(
     assert [warning["kind"] for warning in found] == ([kind] if kind else [])
     if kind:
         assert f"a collapse in the making, {kind}" in done.stderr and cause in done.stderr
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert ("What went wrong" in report) == bool(kind)
+    assert "kWh" in report and "after steps 0, 6, 13, 19, 26, 32, 39, 45" in report
+    assert len(list((tmp_path / "run" / "snapshots").glob("*/*-attention.png"))) == 8 * 4
 
 
 def test_what_tells_crops_apart_is_the_mutual_information_of_crop_and_prototype():
