@@ -72,16 +72,6 @@ HEADER = [
     *("GPUs", "pictures a GPU", "products / traffic", "pictures/s", "reads", "memory"),
     *("days", "GPU-hours", "energy"),
 ]
-    "GPUs",
-    "pictures a GPU",
-    "products / traffic",
-    "pictures/s",
-    "reads",
-    "memory",
-    "days",
-    "GPU-hours",
-    "energy",
-]
 
 
 def plan(recipe: str, gpus: int) -> Plan:
@@ -118,8 +108,8 @@ def tables() -> str:
         work = work_of(config)
         assert work is not None
         parts += [
-            f"**{recipe}**: {parameters_of(config) / 1e9:.2f} billion parameters with heads, {work.flops / 1e12:.2f}"
-            + f" TFLOP a picture, {config.steps:,} steps of {config.batch:,} pictures.",
+            f"**{recipe}**: {parameters_of(config) / 1e9:.2f} billion parameters with heads, "
+            + f"{work.flops / 1e12:.2f} TFLOP a picture, {config.steps:,} steps of {config.batch:,} pictures.",
             "",
             "| " + " | ".join(HEADER) + " |",
             "|" + "---|" * len(HEADER),
