@@ -4,7 +4,8 @@ Stages, in this order: ingest, embed, duplicates, holdout, clusters, retrieval, 
 leaves its files under output/stages/NAME and may be killed at any moment: the same command continues.
 stop_after=NAME ends early. from_stage=NAME decides again in a finished folder: settings of that stage and
 of later ones may be new, and what was searched for is not searched again. from_stage=ingest takes up pictures
-that came to the sources or went; what was there is not read again.
+that came to the sources or went; what was there is not read again. remove=LIST output=DIR takes pictures
+out of a finished folder.
 
 On many machines: shard=i/n does a part of the first stage that is not finished, shard=merge then goes on.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from curation import budget, clusters, duplicates, embed, holdout, ingest, report, retrieval, write
+from curation import budget, clusters, duplicates, embed, holdout, ingest, report, retrieval, takedown, write
 from curation.config import CurateConfig, stage_of
 from curation.pieces import Workers
 from curation.run import Run
@@ -41,6 +42,8 @@ SHARED = ("ingest", "embed", "duplicates", "holdout")  # stages with pieces to b
 
 def main(words: list[str]) -> None:
     """`dinov2 curate [RECIPE] pool=… [seeds=…] [holdout=…] output=DIR`."""
+    if any(word.startswith("remove=") for word in words):
+        return takedown.main(words)
     config = read(CurateConfig, words, recipes="curation", doc=__doc__ or "")
     config.check()
     again = _from(config.from_stage)

@@ -23,6 +23,7 @@ from pyarrow import parquet
 from curation import descriptor, looks
 from curation.config import BUILT_IN, IngestConfig
 from curation.run import Run
+from curation.takedown import taken
 from dinov2.data.decode import Unreadable, decode
 from dinov2.data.sources import Source
 from dinov2.exits import UserError
@@ -74,7 +75,14 @@ def _summarise(run: Run) -> dict[str, Any]:
         "unreadable": 0,
         **dict.fromkeys(run.config.ingest.drop, 0),
     }
-    for name, flags, error in zip(*(pool[key].to_pylist() for key in ("id", "flags", "error")), strict=True):
+    taken_out = taken(run.folder)
+    hashes = {word for key in ("sha256", "pixel_sha256") for word in taken_out[key].to_pylist()} - {None}
+    columns = ("id", "flags", "error", "sha256", "pixel_sha256")
+    for name, flags, error, *hashed in zip(*(pool[key].to_pylist() for key in columns), strict=True):
+        if not hashes.isdisjoint(hashed):
+            rows["id"].append(name)
+            rows["error"].append("equal to a picture that was taken out")
+            continue
         bad = [flag for flag in flags or [] if flag in run.config.ingest.drop]
         if error is not None or bad:
             rows["id"].append(name)

@@ -23,6 +23,7 @@ SHOWN = 24  # pairs in a gallery
 ROWS = 30  # lines in a table
 
 NAMES = {
+    "takedown": "taken out by hand",
     "ingest": "unreadable, too small, blank or extreme",
     "duplicates": "copies of a picture that stays",
     "holdout": "near a holdout picture",

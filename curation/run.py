@@ -21,6 +21,7 @@ from pyarrow import parquet
 from curation.config import DECIDING, TOLD, CurateConfig, stage_of
 from curation.pieces import Workers
 from curation.shares import Share
+from curation.takedown import taken
 from dinov2.config import identity
 from dinov2.data.manifest import EDGES_SCHEMA, write_format
 from dinov2.data.sources import Source, open_source
@@ -59,7 +60,8 @@ class Run:
     def done(self, name: str) -> dict[str, Any] | None:
         """The counts a finished stage left, or None. What was told otherwise does not count as finished."""
         path = self.stage(name) / "done.json"
-        return read_json(path) if path.exists() and self._told(name) == self._begun(name) else None
+        same = self._told(name)["told"] == self._begun(name).get("told")
+        return read_json(path) if path.exists() and same else None
 
     def begin(self, name: str) -> None:
         """Make room for a stage: what it left when it was told otherwise goes."""
@@ -173,12 +175,24 @@ class Run:
         write_table(self.stage(stage) / "dropped.parquet", table.take(pc.sort_indices(table["id"])))
 
     def dropped(self, stage: str) -> pa.Table:
+        """What a stage dropped, or what was taken out by hand ("takedown")."""
+        if stage == "takedown":
+            ids = taken(self.folder)["id"]
+            return pa.table(
+                {
+                    name: ids if name == "id" else pa.nulls(len(ids), DROPPED_SCHEMA.field(name).type)
+                    for name in DROPPED_SCHEMA.names
+                },
+                schema=DROPPED_SCHEMA,
+            )
         path = self.stage(stage) / "dropped.parquet"
         return parquet.read_table(path) if path.exists() else DROPPED_SCHEMA.empty_table()
 
     def kept(self, ids: pa.Array, before: list[str]) -> np.ndarray:
         """[n] bool: which of `ids` none of these stages has dropped."""
-        gone = pa.concat_tables([self.dropped(stage) for stage in before])["id"].combine_chunks()
+        gone = pa.concat_tables([self.dropped(stage) for stage in ["takedown", *before]])[
+            "id"
+        ].combine_chunks()
         return ~pc.is_in(ids, value_set=gone).to_numpy(zero_copy_only=False)
 
     def write_edges(self, kind: str, a: pa.Array, b: pa.Array, similarity: np.ndarray) -> None:

@@ -22,7 +22,7 @@ from dinov2.data.sources import Source
 from dinov2.exits import UserError
 from dinov2.files import write_table
 
-BEFORE = ["ingest", "duplicates", "holdout", "retrieval", "budget"]
+BEFORE = ["takedown", "ingest", "duplicates", "holdout", "retrieval", "budget"]
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}  # else the format's own name
 DESCRIBED = ["uri", "source", "label", "split", "licence", "consent", "sha256", "format", "width", "height"]
 

@@ -1,0 +1,58 @@
+"""Pictures are taken out of a finished folder, and stay out."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+from curation.__main__ import main
+from dinov2.data.manifest import read_manifest
+from dinov2.data.sources import open_source
+from dinov2.exits import UserError
+from tests.curation.pools import curate, decisions, make_pool
+
+
+def test_only_the_shards_concerned_change_and_what_is_out_stays_out(tmp_path: Path) -> None:
+    root = make_pool(tmp_path)
+    words = [f"pool={root}/pool", f"output={root}/out", "write.shard=6"]
+    out = curate(*words)
+    before = {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
+    manifest = read_manifest(out / "manifest.parquet").to_pylist()
+    by_id, by_uri, by_hash = manifest[0], manifest[1], manifest[-1]
+    listed = tmp_path / "remove.txt"
+    listed.write_text(f"# asked for\n{by_id['id']}\n{by_uri['uri']}\n{by_hash['sha256']}\nnobody.jpg\n")
+    main([f"remove={listed}", f"output={out}"])
+    concerned = {Path(row["shard"]).name for row in (by_id, by_uri, by_hash)}
+    after = {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
+    assert {name: after[name] for name in before.keys() - concerned} == {
+        name: before[name] for name in before.keys() - concerned
+    }
+    assert not concerned & after.keys()
+    left, pool = open_source(str(out)), open_source(f"{root}/pool")
+    place = {name: row for row, name in enumerate(pool.ids)}
+    gone = {by_id["id"], by_uri["id"], by_hash["id"]}
+    assert sorted(left.ids) == sorted(row["id"] for row in manifest if row["id"] not in gone)
+    assert all(left.read(row) == pool.read(place[name]) for row, name in enumerate(left.ids))
+    assert decisions(out)[by_uri["uri"]]["dropped_by"] == "takedown"
+    assert not any(name.encode() in data for name in gone for data in after.values())
+    facts = json.loads(_member(out, left.ids[0]))
+    assert facts["uri"] in {row["uri"] for row in manifest}
+    record = parquet.read_table(out / "takedowns.parquet").to_pylist()
+    assert {row["asked"] for row in record} == {by_id["id"], by_uri["uri"], by_hash["sha256"]}
+    main([f"remove={listed}", f"output={out}"])  # once more changes nothing
+    assert {path.name: path.read_bytes() for path in (out / "shards").iterdir()} == after
+    curate(*words, "duplicates.threshold=0.9", "from_stage=duplicates")
+    assert not gone & set(open_source(str(out)).ids)
+    with pytest.raises(UserError, match="none of 1"):
+        listed.write_text("nobody.jpg\n")
+        main([f"remove={listed}", f"output={out}"])
+
+
+def _member(out: Path, name: str) -> bytes:
+    for path in (out / "shards").iterdir():
+        with tarfile.open(path) as tar:
+            if f"{name}.json" in tar.getnames() and (file := tar.extractfile(f"{name}.json")):
+                return file.read()
+    raise AssertionError(name)
