@@ -49,6 +49,7 @@ def save_backbone(
         "format_version": FORMAT_VERSION,
         "architecture": architecture,
         "normalisation": {"mean": list(mean), "std": list(std)},
+        **({"value_range": list(backbone.value_range)} if backbone.value_range else {}),
         "image_size": backbone.image_size,
         "embed_dim": backbone.embed_dim,
         "patch_size": backbone.patch_size,

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
+from dinov2.data.arrays import decode_array
 from dinov2.exits import UserError
 from dinov2.models.backbone import Backbone
 
@@ -59,6 +61,29 @@ class CentreCrop:
         return image.crop((left, top, left + self.size, top + self.size))
 
 
+@dataclass(frozen=True)
+class DeepCentreCrop(CentreCrop):
+    """The same for pictures of other depths and channels than RGB of 8 bits; gives floats from 0 to 1."""
+
+    channels: int = 1
+    value_range: tuple[float, ...] = ()
+
+    def open(self, data: bytes) -> Float[Tensor, "channels height width"]:
+        """A file's bytes as what is cropped; raises Unreadable."""
+        return torch.from_numpy(decode_array(data, self.channels, self.value_range))
+
+    def __call__(
+        self, image: Image.Image | Float[Tensor, "channels height width"]
+    ) -> Float[Tensor, "channels size size"]:
+        if not isinstance(image, Tensor):
+            raise TypeError("pictures with more than 8 bits of RGB are opened by `open`")
+        scale = self.resize / min(image.shape[1:])
+        sides = [max(self.resize, int(side * scale)) for side in image.shape[1:]]
+        large = interpolate(image[None], size=sides, mode="bicubic", antialias=True)[0].clamp_(0, 1)
+        top, left = (round((side - self.size) / 2) for side in sides)
+        return large[:, top : top + self.size, left : left + self.size].contiguous()
+
+
 class BackboneEmbedder:
     """A backbone's tokens as vectors.
 
@@ -92,7 +117,11 @@ class BackboneEmbedder:
         resize = round(size * 256 / 224) if resize is None else resize
         if resize < size:
             raise UserError(f"resize={resize} is less than size={size}: the crop would not fit")
-        self.prepare = CentreCrop(size, resize)
+        channels, value_range = len(backbone.normalisation[0]), backbone.value_range
+        deep = channels != 3 or value_range
+        self.prepare = (
+            DeepCentreCrop(size, resize, channels, value_range) if deep else CentreCrop(size, resize)
+        )
         self.token, self.normalised = token, normalised
         self.device, self.dtype = torch.device(device), dtype
         self._backbone = backbone
@@ -119,12 +148,13 @@ class BackboneEmbedder:
         }
 
     @torch.no_grad()
-    def __call__(self, batch: UInt8[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
+    def __call__(self, batch: Shaped[Tensor, "n channels size size"]) -> Float[Tensor, "n dim"]:
         vectors = torch.cat([part for _, part in self._tokens(batch)], dim=1)
         return torch.nn.functional.normalize(vectors, dim=1) if self.normalised else vectors
 
     def _tokens(self, batch: Tensor) -> list[tuple[str, Tensor]]:
-        images = (batch.to(self.device, non_blocking=True).float() / 255 - self._mean) / self._std
+        most = 255 if batch.dtype == torch.uint8 else 1
+        images = (batch.to(self.device, non_blocking=True).float() / most - self._mean) / self._std
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             patches, cls = self._layers(images)
         found = []

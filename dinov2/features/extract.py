@@ -19,7 +19,7 @@ from dinov2.console import progress
 from dinov2.data.decode import Unreadable, decode
 from dinov2.data.sources import Source
 from dinov2.exits import UserError
-from dinov2.features.embedder import Embedder
+from dinov2.features.embedder import DeepCentreCrop, Embedder
 from dinov2.features.folder import FORMAT_VERSION, IDS, META, Embeddings
 from dinov2.files import lock, read_json, remove_leftovers, write_json, write_table, write_whole
 
@@ -113,7 +113,10 @@ class _Pictures(Dataset[Any]):
 
     def __getitem__(self, row: int) -> tuple[int, Tensor | str]:
         try:
-            return row, self.prepare(decode(self.source.read(row), at_least=self.at_least))
+            data = self.source.read(row)
+            if isinstance(self.prepare, DeepCentreCrop):
+                return row, self.prepare(self.prepare.open(data))
+            return row, self.prepare(decode(data, at_least=self.at_least))
         except Unreadable as error:
             return row, str(error)
 

@@ -26,6 +26,8 @@ class Backbone(nn.Module):
         image_size: pixels along a side of the images that it was made for.
         n_blocks: how many layers `get_intermediate_layers` can give.
         normalisation: mean and standard deviation of each channel that input in 0 to 1 is normalised with.
+        value_range: the values of a file that are 0 and 1; empty for RGB of 8 bits, and where those of other
+            channels fill their type's range (`dinov2.data.arrays`).
     """
 
     embed_dim: int
@@ -33,6 +35,7 @@ class Backbone(nn.Module):
     image_size: int
     n_blocks: int
     normalisation: Normalisation = IMAGENET
+    value_range: tuple[float, ...] = ()
 
     @abstractmethod
     def forward_packed(

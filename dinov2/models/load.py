@@ -88,6 +88,7 @@ def _from_folder(folder: Path, options: dict[str, str]) -> Backbone:
     try:
         backbone = from_architecture(config["architecture"])
         backbone.normalisation = tuple(config["normalisation"]["mean"]), tuple(config["normalisation"]["std"])
+        backbone.value_range = tuple(config.get("value_range", ()))
         backbone.image_size = config["image_size"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} does not describe a backbone: {error}") from None

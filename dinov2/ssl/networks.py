@@ -141,7 +141,8 @@ def whole_backbone(branch: Branch) -> Backbone:
         return branch.backbone
     weights = {name: whole(tensor) for name, tensor in branch.backbone.state_dict().items()}
     backbone = from_architecture(branch.backbone.architecture())
-    backbone.image_size, backbone.normalisation = branch.backbone.image_size, branch.backbone.normalisation
+    for name in ("image_size", "normalisation", "value_range"):
+        setattr(backbone, name, getattr(branch.backbone, name))
     backbone.load_state_dict(weights, assign=True)
     return backbone.eval().requires_grad_(False)
 

@@ -41,6 +41,7 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
         freeze_patch_loss(student)
     for branch in (student, teacher):
         branch.backbone.normalisation = tuple(config.augment.mean), tuple(config.augment.std)
+        branch.backbone.value_range = tuple(config.augment.value_range)
     checkpoint_layers(student.backbone.layers(), config.model.checkpointing)
     if config.compile:
         for branch in (student, teacher):
