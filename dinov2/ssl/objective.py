@@ -35,7 +35,8 @@ class Views:
 
     global_crops: Float[Tensor, "2*batch channels height width"]
     local_crops: Float[Tensor, "locals*batch channels small small"] | None
-    masks: Bool[Tensor, "2*batch patches"] | None  # None: nothing is masked, for want of a patch loss
+    masks: Bool[Tensor, "2*batch patches"] | None  # where the patch loss looks; None: there is none
+    hidden: bool = True  # from the student, what the masks show (not where a frozen teacher is distilled)
     origins: Int[Tensor, "2*batch 2"] | None = None  # places in the batch of the pictures that a view shows
 
     def crops(self) -> list[Tensor]:
@@ -50,6 +51,7 @@ class Views:
                 global_crops=_of_pictures(self.global_crops, batch, own),
                 local_crops=None if self.local_crops is None else _of_pictures(self.local_crops, batch, own),
                 masks=None if self.masks is None else _of_pictures(self.masks, batch, own),
+                hidden=self.hidden,
                 origins=None if self.origins is None else _of_pictures(self.origins, batch, own),
             )
 
@@ -150,7 +152,7 @@ def objective(
         seen = teacher(views.crops()[:1], masked)
         scores = {name: getattr(seen, name).scores() for name in ("dino", "ibot") if getattr(seen, name)}
         made = _targets(scores, centers, rates, targets, losses.chunk)
-    student_says = student(views.crops(), masked, views.masks, generator)
+    student_says = student(views.crops(), masked, views.masks if views.hidden else None, generator)
     exchange = Exchange(
         student=student_says,
         dino=made["dino"],

@@ -116,6 +116,7 @@ class TrainConfig:
 
     data: str = required()  # pictures: folder, tars, manifest, list, several joined by commas
     output: str = runtime()  # the run's folder
+    distill: str = ""  # learn from the frozen, usually larger teacher of this run's folder
     init: str = ""  # begin from a run's folder (weights and heads) or a backbone (heads start fresh)
     method: str = "distillation"  # self-distillation (DINO to DINOv3), or contrastive (SSCD, copy detection)
     steps: int = 0  # length of the run in steps; or give epochs=

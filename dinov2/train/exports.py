@@ -35,5 +35,6 @@ def export_teacher(config: TrainConfig, place: Path, source: Source, state: Stat
             "targets": config.teacher.targets,
             "seed": config.seed,
             **({"began from": config.init} if config.init else {}),
+            **({"distilled from": config.distill} if config.distill else {}),
         },
     )

@@ -139,6 +139,7 @@ def _views(config: TrainConfig, batch: Batch, step: int, device: torch.device) -
         global_crops=shown[0],
         local_crops=shown[1] if config.augment.local_crops and not config.contrasts else None,
         masks=_masks(config, batch, step).to(device) if "ibot" in config.weights() else None,
+        hidden=not config.distill,
         origins=_origins(config, batch).to(device) if config.contrasts else None,
     )
 
@@ -159,6 +160,8 @@ def _origins(config: TrainConfig, batch: Batch) -> Int[Tensor, "2*batch 2"]:
 
 def _masks(config: TrainConfig, batch: Batch, step: int) -> Bool[Tensor, "globals patches"]:
     side = config.augment.global_size // config.model.patch
+    if config.distill:  # the patch loss looks everywhere, and nothing is hidden
+        return torch.ones(len(batch.global_crops), side * side, dtype=torch.bool)
     own = range(rank() * len(batch.rows), (rank() + 1) * len(batch.rows))
     return draw_masks(
         config.masks,

@@ -62,7 +62,7 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
             for part in views.parts(config.accumulate):
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                     outcome = outcome_of(
-                        state.student, state.teacher, part, rates, state.centers, generator=generator
+                        state.student, state.guide, part, rates, state.centers, generator=generator
                     )
                 (outcome.total(weights) / config.accumulate).backward()
                 outcomes.append(outcome.detached())

@@ -17,6 +17,7 @@ from dinov2.parallel import all_max
 from dinov2.ssl.networks import Branch, freeze_patch_loss, make_branches
 from dinov2.ssl.objective import first_centers
 from dinov2.train.config import TrainConfig
+from dinov2.train.distill import frozen_teacher
 
 
 @dataclass
@@ -28,9 +29,15 @@ class State:
     optimizer: torch.optim.Optimizer
     centers: dict[str, Tensor]
     data: str  # fingerprint of the source
+    frozen: Branch | None = None  # a larger teacher in the place of the moving one, which is kept as result
     step: int = 0  # steps done, skipped ones too
     skipped: int = 0  # steps that were not finite
     skipped_in_a_row: int = 0
+
+    @property
+    def guide(self) -> Branch:
+        """Whose targets the student learns from."""
+        return self.teacher if self.frozen is None else self.frozen
 
 
 def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
@@ -52,6 +59,7 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
         optimizer=make_optimizer(student, config.optim),
         centers={} if config.contrasts else first_centers(student, device),
         data=data,
+        frozen=frozen_teacher(config, device) if config.distill else None,
     )
 
 
