@@ -49,6 +49,7 @@ class AugmentConfig:
 
     global_size: int = 224  # pixels, a multiple of the patch size
     global_scale: list[float] = listed(0.32, 1.0)  # of the picture's area
+    gram_size: int = 0  # of the global crops once more, colours as they are, for losses.gram; 0: none
     local_size: int = 96  # 98 for patches of 14
     local_scale: list[float] = listed(0.05, 0.32)
     local_crops: int = 8
@@ -128,8 +129,9 @@ class MultiCrop:
         """Pixels that a picture's short side may be reduced to without any crop being enlarged for it."""
         if not self.config.scaled_decode:
             return None
-        kinds = self.global_kinds + self.local_kinds
-        return math.ceil(max(kind.size / math.sqrt(kind.scale[0] * ASPECT[0]) for kind in kinds))
+        sizes = [(kind.size, kind.scale[0]) for kind in self.global_kinds + self.local_kinds]
+        sizes.append((self.config.gram_size, self.config.global_scale[0]))
+        return math.ceil(max(size / math.sqrt(scale * ASPECT[0]) for size, scale in sizes))
 
     def open(self, data: bytes) -> Image.Image | Pixels:
         """A file's bytes as a picture to crop from: RGB of 8 bits, or floats where `AugmentConfig.deep`.
@@ -155,6 +157,14 @@ class MultiCrop:
             self._crops(pixels, self.global_kinds, self.config.global_size, random),
             self._crops(pixels, self.local_kinds, self.config.local_size, random),
         )
+
+    def undistorted(self, picture: Image.Image | Pixels, seed: int) -> Crops:
+        """The global crops that a call with this seed gives, of `gram_size`, without changes of colour."""
+        random, size = Random(seed), self.config.gram_size
+        pixels = picture if isinstance(picture, Tensor) else as_pixels(picture)
+        _, height, width = pixels.shape
+        plans = [draw_plan(self.config, kind, height, width, random) for kind in self.global_kinds]
+        return torch.stack([cut(pixels, plan._replace(colours=[], grey=False), size) for plan in plans])
 
     def _crops(
         self,

@@ -44,6 +44,7 @@ class Batch:
     positions: Int64[Tensor, "batch"]  # in the order of data
     rows: Int64[Tensor, "batch"]  # of the source
     replaced: list[tuple[str, str]]  # id of a picture that could not be read, and why
+    gram_crops: Crops | None = None  # the global crops larger and undistorted, where they are asked for
 
     def pin_memory(self) -> "Batch":
         """The same in page-locked memory, from which copies to a CUDA device overlap with computation."""
@@ -53,6 +54,7 @@ class Batch:
             positions=self.positions,
             rows=self.rows,
             replaced=self.replaced,
+            gram_crops=None if self.gram_crops is None else self.gram_crops.pin_memory(),
         )
 
 
@@ -208,23 +210,26 @@ class _Steps(Dataset[Batch | UserError]):
                 samples = [self._sample(position, replaced) for position in positions]
             except UserError as error:
                 return error
-        rows, global_crops, local_crops = zip(*samples, strict=True)
+        rows, global_crops, local_crops, gram_crops = zip(*samples, strict=True)
         return Batch(
             global_crops=torch.stack(global_crops, dim=1).flatten(0, 1),
             local_crops=torch.stack(local_crops, dim=1).flatten(0, 1),
             positions=torch.tensor(positions),
             rows=torch.tensor(rows),
             replaced=replaced,
+            gram_crops=torch.stack(gram_crops, dim=1).flatten(0, 1) if self.crop.config.gram_size else None,
         )
 
-    def _sample(self, position: int, replaced: list[tuple[str, str]]) -> tuple[int, Tensor, Tensor]:
+    def _sample(
+        self, position: int, replaced: list[tuple[str, str]]
+    ) -> tuple[int, Tensor, Tensor, Tensor | None]:
         """Row and crops at a position; pictures that cannot be read are added to `replaced`."""
         row, picture = self._picture(position, replaced)
         seed = derive_seed("augment", self.seed, position)
         partner = self.crop.partner(self.seed, position, self.global_batch)
-        if partner is None:
-            return row, *self.crop(picture, seed)
-        return row, *self.crop(picture, seed, self._picture(partner, [])[1])
+        other = None if partner is None else self._picture(partner, [])[1]
+        gram = self.crop.undistorted(picture, seed) if self.crop.config.gram_size else None
+        return row, *self.crop(picture, seed, other), gram
 
     def _picture(self, position: int, replaced: list[tuple[str, str]]) -> tuple[int, Image.Image | Pixels]:
         """The row of the first readable picture for a position, and that picture."""

@@ -57,6 +57,7 @@ class Projections:
     """What a network says of a batch of crops; rows crop by crop (all first views, all second views, …)."""
 
     cls: Float[Tensor, "crops*batch dim"]  # features before the head
+    patches: Float[Tensor, "globals patches dim"]  # of the global crops
     dino: Projection  # of every crop
     ibot: Projection | None  # of the masked patches; None where there is no patch loss
 
@@ -98,11 +99,12 @@ class Branch(nn.Module):
             list(crops), [masks, *[None] * (len(crops) - 1)], generator=generator
         )
         cls = torch.cat([group["x_norm_clstoken"] for group in features])
+        patches = features[0]["x_norm_patchtokens"]
         dino = project(self.dino_head, cls)
         if masked is None:
-            return Projections(cls=cls, dino=dino, ibot=None)
-        patches = features[0]["x_norm_patchtokens"].flatten(0, 1)[masked]
-        return Projections(cls=cls, dino=dino, ibot=project(self.ibot_head or self.dino_head, patches))
+            return Projections(cls=cls, patches=patches, dino=dino, ibot=None)
+        ibot = project(self.ibot_head or self.dino_head, patches.flatten(0, 1)[masked])
+        return Projections(cls=cls, patches=patches, dino=dino, ibot=ibot)
 
 
 def project(head: DINOHead, tokens: Float[Tensor, "tokens dim"]) -> Projection:

@@ -8,9 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dinov2.losses.cross_entropy import dino, ibot
+from dinov2.losses.gram import gram
 from dinov2.losses.koleo import koleo
 from dinov2.losses.targets import CHUNK, Targets, centered, score_totals, sinkhorn, slices, wide
+from dinov2.models.backbone import Backbone
 from dinov2.optim import Rates, TeacherConfig
+from dinov2.ssl.anchor import anchor_patches
 from dinov2.ssl.figures import figures
 from dinov2.ssl.networks import Branch, Projections
 
@@ -22,6 +25,7 @@ class LossConfig:
     dino: float = 1.0  # between crops of an image
     ibot: float = 1.0  # at masked patches
     koleo: float = 0.1  # entropy of the features
+    gram: float = 0.0  # between the likenesses of patches and those for an earlier teacher (DINOv3)
     koleo_across_ranks: bool = False  # neighbours among all ranks' features
     chunk: int = CHUNK  # scores in float32 at a time in targets and cross-entropies; 0: all at once
 
@@ -36,6 +40,7 @@ class Views:
     global_crops: Float[Tensor, "2*batch channels height width"]
     local_crops: Float[Tensor, "locals*batch channels small small"] | None
     masks: Bool[Tensor, "2*batch patches"] | None  # where the patch loss looks; None: there is none
+    gram_crops: Float[Tensor, "2*batch channels large large"] | None = None  # what an anchor sees, if others
     hidden: bool = True  # from the student, what the masks show (not where a frozen teacher is distilled)
     origins: Int[Tensor, "2*batch 2"] | None = None  # places in the batch of the pictures that a view shows
 
@@ -51,6 +56,7 @@ class Views:
                 global_crops=_of_pictures(self.global_crops, batch, own),
                 local_crops=None if self.local_crops is None else _of_pictures(self.local_crops, batch, own),
                 masks=None if self.masks is None else _of_pictures(self.masks, batch, own),
+                gram_crops=None if self.gram_crops is None else _of_pictures(self.gram_crops, batch, own),
                 hidden=self.hidden,
                 origins=None if self.origins is None else _of_pictures(self.origins, batch, own),
             )
@@ -69,6 +75,7 @@ class Exchange:
     ibot: Targets | None
     masked_crop: Tensor | None
     global_crops: int
+    anchor: Float[Tensor, "globals patches dim"] | None  # patches as an earlier teacher sees them
     config: LossConfig
 
 
@@ -83,7 +90,7 @@ class Outcome:
 
     def total(self, weights: dict[str, float]) -> Float[Tensor, ""]:
         """The loss: the weighted sum."""
-        return torch.stack([weight * self.losses[name] for name, weight in weights.items()]).sum()
+        return torch.stack([weights[name] * loss for name, loss in self.losses.items()]).sum()
 
     def detached(self) -> "Outcome":
         """Without the graph, whose tensors are large."""
@@ -127,7 +134,17 @@ def _koleo(seen: Exchange) -> Float[Tensor, ""]:
     return first + second
 
 
-LOSSES: dict[str, Callable[[Exchange], Float[Tensor, ""]]] = {"dino": _dino, "ibot": _ibot, "koleo": _koleo}
+def _gram(seen: Exchange) -> Float[Tensor, ""]:
+    assert seen.anchor is not None  # `objective` leaves the loss out as long as there is none
+    return gram(seen.student.patches, seen.anchor)
+
+
+LOSSES: dict[str, Callable[[Exchange], Float[Tensor, ""]]] = {
+    "dino": _dino,
+    "ibot": _ibot,
+    "koleo": _koleo,
+    "gram": _gram,
+}
 
 
 def objective(
@@ -139,12 +156,14 @@ def objective(
     *,
     losses: LossConfig,
     targets: TeacherConfig,
+    anchor: Backbone | None = None,
     generator: torch.Generator | None = None,
 ) -> Outcome:
     """One forward of both networks and every loss with a weight.
 
     Args:
         centers: the centres `dino` and `ibot` of targets=centering; left as they are.
+        anchor: an earlier teacher for the Gram loss, which is left out without one.
         generator: draws the student's stochastic depth.
     """
     masked = None if views.masks is None else views.masks.flatten().nonzero().squeeze(1)
@@ -159,15 +178,24 @@ def objective(
         ibot=made.get("ibot"),
         masked_crop=None if masked is None or views.masks is None else masked // views.masks.shape[1],
         global_crops=len(views.global_crops),
+        anchor=None if anchor is None else _anchored(anchor, views),
         config=losses,
     )
     centering = targets.targets == "centering"
     return Outcome(
-        losses={name: LOSSES[name](exchange) for name in losses.weights()},
+        losses={
+            name: LOSSES[name](exchange) for name in losses.weights() if name != "gram" or anchor is not None
+        },
         figures=_figures(exchange, seen),
         totals={name: score_totals(own) for name, own in scores.items()} if centering else {},
         features=seen.cls.chunk(2)[0],
     )
+
+
+def _anchored(anchor: Backbone, views: Views) -> Float[Tensor, "globals patches dim"]:
+    shown = views.global_crops if views.gram_crops is None else views.gram_crops
+    height, width = views.global_crops.shape[-2:]
+    return anchor_patches(anchor, shown, (height, width))
 
 
 def first_centers(student: Branch, device: torch.device) -> dict[str, Tensor]:

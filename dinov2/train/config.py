@@ -10,6 +10,7 @@ from dinov2.exits import UserError
 from dinov2.models.config import SIZES, AnyConfig, DescriptorConfig, TimmConfig, ViTConfig, vit_config
 from dinov2.models.recompute import CHECKPOINTING
 from dinov2.optim import UPDATES, OptimConfig, TeacherConfig
+from dinov2.ssl.anchor import GramConfig
 from dinov2.ssl.contrastive import ContrastiveConfig
 from dinov2.ssl.networks import HeadsConfig
 from dinov2.ssl.objective import LossConfig
@@ -132,6 +133,7 @@ class TrainConfig:
     model: ModelConfig = section(ModelConfig)
     heads: HeadsConfig = section(HeadsConfig)
     losses: LossConfig = section(LossConfig)
+    gram: GramConfig = section(GramConfig)
     teacher: TeacherConfig = section(TeacherConfig)
     optim: OptimConfig = section(OptimConfig)
     augment: AugmentConfig = section(AugmentConfig)
@@ -154,7 +156,17 @@ class TrainConfig:
 
     def check(self) -> None:
         """Refuse what cannot be trained, in the user's terms."""
-        at_least(1, self, "batch", "block", "model.patch", "checkpoint.every", "checkpoint.keep", "knn.k")
+        at_least(
+            1,
+            self,
+            "batch",
+            "block",
+            "model.patch",
+            "checkpoint.every",
+            "gram.every",
+            "checkpoint.keep",
+            "knn.k",
+        )
         at_least(0, self, "steps", "epochs", "window", "workers", "threads", "knn.every")
         for head in ("heads.dino", "heads.ibot"):
             at_least(1, self, *(f"{head}.{key}" for key in ("hidden", "bottleneck", "prototypes", "layers")))
@@ -188,7 +200,11 @@ class TrainConfig:
                 f"augment.mean and augment.std give {len(self.augment.mean)} values for "
                 f"model.channels={self.model.channels}; give as many as there are channels"
             )
-        for name in ("global_size", "local_size") if self.model.is_vit else ():
+        if self.augment.gram_size and "gram" not in self.weights():
+            raise UserError("augment.gram_size= is for losses.gram, which has weight 0")
+        if self.distill and self.contrasts:
+            raise UserError("distill= is for prototypes; method=contrastive has none")
+        for name in ("global_size", "local_size", "gram_size") if self.model.is_vit else ():
             side = getattr(self.augment, name)
             if side % self.model.patch:
                 raise UserError(f"augment.{name}={side} is no multiple of model.patch={self.model.patch}")

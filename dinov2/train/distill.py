@@ -31,6 +31,8 @@ def frozen_teacher(config: TrainConfig, device: torch.device) -> Branch:
     if not checkpoints.steps():
         raise UserError(f"distill={run} has no checkpoint yet; wait for its first")
     theirs = read(TrainConfig, [str(run / "config.yaml")], recipes="train")
+    if theirs.contrasts:
+        raise UserError(f"distill={run} has no prototypes: it was trained by method=contrastive")
     _check_alike(config, theirs)
     network = theirs.model.network(theirs.augment.global_size).still()
     branch = make_branch(network, theirs.heads, 0, device).requires_grad_(False)

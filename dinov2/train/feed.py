@@ -133,12 +133,14 @@ def _views(config: TrainConfig, batch: Batch, step: int, device: torch.device) -
     mean, std = config.augment.mean, config.augment.std
     shown = [
         normalise(crops.to(device, non_blocking=True), mean, std, torch.float32)
-        for crops in (batch.global_crops, batch.local_crops)
+        for crops in (batch.global_crops, batch.local_crops, batch.gram_crops)
+        if crops is not None
     ]
     return Views(
         global_crops=shown[0],
         local_crops=shown[1] if config.augment.local_crops and not config.contrasts else None,
         masks=_masks(config, batch, step).to(device) if "ibot" in config.weights() else None,
+        gram_crops=shown[2] if batch.gram_crops is not None else None,
         hidden=not config.distill,
         origins=_origins(config, batch).to(device) if config.contrasts else None,
     )

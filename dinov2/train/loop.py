@@ -13,6 +13,7 @@ from dinov2.logs import Metrics
 from dinov2.losses.targets import next_centers
 from dinov2.optim import Schedules, clip_gradients, set_rates, update_average
 from dinov2.parallel import is_main
+from dinov2.ssl.anchor import take
 from dinov2.ssl.contrastive import contrastive_objective
 from dinov2.ssl.objective import Outcome, merged, objective
 from dinov2.train.config import TrainConfig
@@ -44,7 +45,6 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
     heart = Heartbeat(folder, checkpoints, limit=config.watch.hang_limit)
     watch = Watch(config, folder, source, state, heart)
     bar = progress(total=steps, initial=state.step, what="train", unit="step", shown=is_main())
-    weights = config.weights()
     outcome_of = objective_of(config)
 
     export_if_asked(config, folder, source, state)  # a kill may have come between a checkpoint and this
@@ -55,6 +55,11 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
         for views, fed in heart.over(batches, state.step):
             rates = schedules.at(state.step)
             set_rates(state.optimizer, rates)
+            share = config.gram.share(state.step, steps)
+            if state.anchor is not None and config.gram.due(state.step, steps):
+                take(state.anchor, state.teacher)
+            anchored = {} if state.anchor is None or not share else {"anchor": state.anchor}
+            weights = config.weights() | {"gram": share * config.losses.gram}
 
             state.optimizer.zero_grad(set_to_none=True)
             generator = step_generator(config.seed, state.step, device)
@@ -62,7 +67,13 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
             for part in views.parts(config.accumulate):
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                     outcome = outcome_of(
-                        state.student, state.guide, part, rates, state.centers, generator=generator
+                        state.student,
+                        state.guide,
+                        part,
+                        rates,
+                        state.centers,
+                        generator=generator,
+                        **anchored,
                     )
                 (outcome.total(weights) / config.accumulate).backward()
                 outcomes.append(outcome.detached())

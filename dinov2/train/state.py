@@ -11,9 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 from dinov2.checkpoint import Checkpoints
 from dinov2.exits import UserError
+from dinov2.models.backbone import Backbone
 from dinov2.models.recompute import checkpoint_layers, compile_layers
 from dinov2.optim import make_optimizer
 from dinov2.parallel import all_max
+from dinov2.ssl.anchor import make_anchor
 from dinov2.ssl.networks import Branch, freeze_patch_loss, make_branches
 from dinov2.ssl.objective import first_centers
 from dinov2.train.config import TrainConfig
@@ -30,6 +32,7 @@ class State:
     centers: dict[str, Tensor]
     data: str  # fingerprint of the source
     frozen: Branch | None = None  # a larger teacher in the place of the moving one, which is kept as result
+    anchor: Backbone | None = None  # an earlier teacher, for losses.gram
     step: int = 0  # steps done, skipped ones too
     skipped: int = 0  # steps that were not finite
     skipped_in_a_row: int = 0
@@ -60,6 +63,7 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
         centers={} if config.contrasts else first_centers(student, device),
         data=data,
         frozen=frozen_teacher(config, device) if config.distill else None,
+        anchor=make_anchor(network, device) if "gram" in config.weights() else None,
     )
 
 
@@ -98,6 +102,8 @@ def resume(state: State, checkpoints: Checkpoints) -> State:
         optim_state_dict=tree["optimizer"],
     )
     state.teacher.load_state_dict(tree["teacher"])
+    if state.anchor is not None:
+        state.anchor.load_state_dict(tree["anchor"])
     state.centers = tree["centers"]
     state.step, state.skipped, state.skipped_in_a_row = (tree[name] for name in COUNTS)
     return state
@@ -118,10 +124,15 @@ COUNTS = ("step", "skipped", "skipped_in_a_row")
 def _tree(state: State) -> dict[str, Any]:
     student, optimizer = get_state_dict(state.student, state.optimizer)
     counts = {name: getattr(state, name) for name in COUNTS}
-    return counts | {
-        "student": student,
-        "teacher": state.teacher.state_dict(),
-        "optimizer": optimizer,
-        "centers": state.centers,
-        "data": state.data,
-    }
+    anchor = {} if state.anchor is None else {"anchor": state.anchor.state_dict()}
+    return (
+        counts
+        | anchor
+        | {
+            "student": student,
+            "teacher": state.teacher.state_dict(),
+            "optimizer": optimizer,
+            "centers": state.centers,
+            "data": state.data,
+        }
+    )
