@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dinov2.losses.gram import downsampled
 from dinov2.models.backbone import Backbone
-from dinov2.models.config import TimmConfig, ViTConfig
+from dinov2.models.config import AnyConfig
 from dinov2.models.initial import materialise
 from dinov2.models.load import make_backbone
 from dinov2.parallel import shard
@@ -43,7 +43,7 @@ class GramConfig:
         return not left and 0 <= turn <= self.refreshes
 
 
-def make_anchor(config: ViTConfig | TimmConfig, device: torch.device) -> Backbone:
+def make_anchor(config: AnyConfig, device: torch.device) -> Backbone:
     """A backbone to take the teacher's weights, split over the ranks, without gradients."""
     backbone = make_backbone(config.still())
     prepare = partial(materialise, device=device, generator=torch.Generator())

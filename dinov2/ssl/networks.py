@@ -134,7 +134,7 @@ class Headless(Branch):
         """The vectors of all crops; there is nothing that they are compared with."""
         features = self.backbone.forward_packed(list(crops), generator=generator)
         cls = torch.cat([group["x_norm_clstoken"] for group in features])
-        return Projections(cls=cls, dino=Projection(cls[:0], cls[:0]), ibot=None)
+        return Projections(cls=cls, patches=cls[:0, None], dino=Projection(cls[:0], cls[:0]), ibot=None)
 
 
 def whole_backbone(branch: Branch) -> Backbone:
