@@ -76,7 +76,7 @@ def launch(job: Job, config: SlurmConfig, after: Sequence[str] = ()) -> str:
         UserError: the folder is in use, there is no such cluster, or SLURM refuses, with its reason.
     """
     folder = job.folder
-    refuse_in_use(job)
+    refuse_in_use(job, waits=bool(after))
     new = _missing(folder)
     check = ["-m", "slurm.check", str(folder), f"{config.check_limit:g}"] if config.check else []
     programs = [
@@ -119,8 +119,11 @@ def check_words(job: Job, count: int) -> None:
         raise UserError(last_line(done.stderr).removeprefix(f"dinov2 {job.stage}: "))
 
 
-def refuse_in_use(job: Job) -> None:
-    """A `UserError` if a job that is queued or runs, or a process on this machine, has the folder."""
+def refuse_in_use(job: Job, *, waits: bool) -> None:
+    """A `UserError` if a job that is queued or runs, or a process on this machine, has the folder.
+
+    One that waits for others may find theirs in it: stages of a pipeline can share a folder.
+    """
     output = job.output
     for line in submissions(job.folder)[-1:]:
         if line["executor"] == "slurm":
@@ -130,7 +133,7 @@ def refuse_in_use(job: Job) -> None:
                         f"output={output} is in use by job {name} ({there.state.lower()}); "
                         f"`dinov2 jobs {output}` shows it, `scancel {name}` ends it"
                     )
-    if (output / ".lock").exists():
+    if not waits and (output / ".lock").exists():
         try:
             with lock(output / ".lock", blocking=False):
                 pass

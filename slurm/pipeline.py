@@ -17,7 +17,7 @@ from slurm.record import jobs_folder
 from slurm.standing import Standing, standing
 
 NAME = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
-KEYS = {"stage", "words", "after", "output", "each", "slurm"}
+KEYS = {"stage", "words", "more", "after", "output", "each", "slurm"}
 OF_A_JOB = {"index", "count", "item", "step"}  # filled in for each job of an array, or each folder found
 
 
@@ -168,13 +168,14 @@ def _node(
 
         return NAME.sub(value, text)
 
-    read = [match for word in [*body["words"], body.get("each", "")] for match in NAME.findall(str(word))]
+    words = [str(word) for word in [*body["words"], *body.get("more", [])]]
+    read = [match for word in [*words, body.get("each", "")] for match in NAME.findall(word)]
     needs = [key for key in read if key in stages and key != name]
     watched = NAME.findall(body.get("each", ""))  # looked at while it is being made, not waited for
     return Node(
         name=name,
         stage=body["stage"],
-        words=[fill(str(word)) for word in body["words"]],
+        words=[fill(word) for word in words],
         output=folders[name],
         after=sorted({*[key for key in needs if key not in watched], *body.get("after", [])}),
         each=fill(body.get("each", "")),
@@ -199,7 +200,7 @@ def _used(stages: dict[str, Any]) -> set[str]:
     return {
         key
         for body in stages.values()
-        for word in [*body["words"], body.get("each", "")]
+        for word in [*body["words"], *body.get("more", []), body.get("each", "")]
         for key in NAME.findall(str(word))
     }
 

@@ -107,9 +107,10 @@ def tables() -> str:
         config = read(TrainConfig, [recipe, "data=-", "output=-"], recipes="train")
         work = work_of(config)
         assert work is not None
+        size = parameters_of(config) / 1e9
         parts += [
-            f"**{recipe}**: {parameters_of(config) / 1e9:.2f} billion parameters with heads, "
-            + f"{work.flops / 1e12:.2f} TFLOP a picture, {config.steps:,} steps of {config.batch:,} pictures.",
+            f"**{recipe}**: {size:.2f} billion parameters with heads,",
+            f"{work.flops / 1e12:.2f} TFLOP a picture, {config.steps:,} steps of {config.batch:,} pictures.",
             "",
             "| " + " | ".join(HEADER) + " |",
             "|" + "---|" * len(HEADER),

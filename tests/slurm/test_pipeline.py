@@ -1,8 +1,12 @@
 """A pipeline as jobs: one command from pictures to the evaluation, and none of it done twice."""
 
 import json
+import os
+import signal
+import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -11,8 +15,9 @@ from slurm.check import rounds, slow_nodes
 from slurm.config import parse_time, read_slurm
 from slurm.pipeline import read_pipeline
 from slurm.record import Record, after, started
+from tests.curation.pools import make_pool
 from tests.pictures import class_folder
-from tests.slurm.conftest import Cluster
+from tests.slurm.conftest import ROOT, Cluster
 
 PIPELINE = """stages:
   curate:
@@ -62,6 +67,53 @@ def test_a_pipeline_ends_with_its_evaluations_and_is_not_run_twice(cluster: Clus
     assert cluster.queue() == ""
     other = cluster.submit(*words, f"pictures={tmp_path}", status=2)
     assert "was submitted with other words" in other
+
+
+@pytest.mark.slurm
+def test_an_array_killed_at_random_ends_with_the_manifest_of_one_process(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pictures = make_pool(tmp_path / "pictures")
+    sources = [f"{name}={pictures / name}" for name in ("pool", "seeds", "holdout")]
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text("workers: 1\ningest: {piece: 4}\nretrieval: {k: 6}\nbudget: {pictures: 8}\n")
+    shared = (
+        (ROOT / "configs" / "pipelines" / "curate_array.yaml").read_text().replace("array: 16", "array: 3")
+    )
+    (tmp_path / "pipeline.yaml").write_text(shared)
+    output = tmp_path / "out"
+    cluster.submit(
+        "pipeline", str(tmp_path / "pipeline.yaml"), *sources, f"recipe={recipe}", f"output={output}"
+    )
+    draw, kills, until = Random(time.time_ns()), 0, time.monotonic() + 400
+    while (seen := cluster.jobs(output)).count(
+        ": done"
+    ) < 3 * 3 + 4:  # three arrays of three, four jobs of one
+        assert ": failed" not in seen, seen
+        assert time.monotonic() < until, seen + cluster.queue()
+        running = children("dinov2\0curate", str(output / "curated"))
+        if running and kills < 6:
+            os.kill(draw.choice(running), signal.SIGKILL)
+            kills += 1
+        time.sleep(draw.uniform(1, 4))
+    assert kills >= 3
+    one = tmp_path / "one"
+    cluster.run(sys.executable, "-m", "curation", str(recipe), *sources, f"output={one}")
+    for name in ("manifest.parquet", "decisions.parquet"):
+        assert (output / "curated" / name).read_bytes() == (one / name).read_bytes(), name
+
+
+def children(command: str, word: str) -> list[int]:
+    """Processes with both in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if command in line and word in line:
+            found.append(int(path.parent.name))
+    return found
 
 
 def test_dry_needs_no_cluster(
