@@ -1,14 +1,17 @@
 """What a run writes about itself: a line a step in `metrics.jsonl`, TensorBoard events, and its versions."""
 
+import hashlib
 import json
 import math
 import os
 import platform
 import subprocess
+from importlib import import_module
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Self
 
+from dinov2.exits import UserError
 from dinov2.files import write_bytes, write_json
 from dinov2.parallel import is_main
 
@@ -17,11 +20,19 @@ class Metrics:
     """`metrics.jsonl` and TensorBoard of one run folder, cut at the step from which the run continues.
 
     Only the main process writes; on the others it does nothing.
+
+    Args:
+        wandb: project at Weights & Biases to log to as well, which keeps what it was sent: after a return to
+            an earlier step it shows the first lines of that step. Empty for none.
+
+    Raises:
+        UserError: `wandb` is given and its package is not installed.
     """
 
-    def __init__(self, folder: Path, start: int, *, tensorboard: bool = True) -> None:
-        self._file = self._board = None
+    def __init__(self, folder: Path, start: int, *, tensorboard: bool = True, wandb: str = "") -> None:
+        self._file = self._board = self._online = None
         if is_main():
+            self._online = _online(folder, wandb) if wandb else None
             path = folder / "metrics.jsonl"
             cut_lines(path, start)
             self._file = open(path, "a")  # noqa: SIM115  # closed when the run ends, by __exit__
@@ -35,6 +46,8 @@ class Metrics:
             self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._online is not None:
+            self._online.finish()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line for the state after `step` steps; keys such as `knn.teacher` are dotted."""
@@ -43,6 +56,8 @@ class Metrics:
         line = {"step": step} | {key: _short(value) for key, value in values.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        if self._online is not None:
+            self._online.log({key.replace(".", "/"): value for key, value in values.items()}, step=step)
         if self._board is not None:
             for key, value in values.items():
                 if isinstance(value, int | float):
@@ -91,6 +106,16 @@ def _board(folder: Path, start: int) -> Any:
     from torch.utils.tensorboard.writer import SummaryWriter
 
     return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else 0)
+
+
+def _online(folder: Path, project: str) -> Any:
+    """The run at Weights & Biases, the same one whenever this folder continues."""
+    try:
+        wandb = import_module("wandb")
+    except ImportError:
+        raise UserError(f"wandb={project} needs a package: pip install wandb, or leave wandb= out") from None
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=folder.name, id=name, resume="allow", dir=folder)
 
 
 def _short(value: Any) -> Any:

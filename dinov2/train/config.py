@@ -108,7 +108,6 @@ class WatchConfig:
         0.0  # rate that utilisation is a share of; 0: the maker's, else measured at the start
     )
     watts: float = 0.0  # power of a device with its share of the machine; 0: 700 a GPU, 65 a CPU, 30 a Mac
-    wandb: str = ""  # project at Weights & Biases to log to as well; its package must be installed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +151,7 @@ class TrainConfig:
     threads: int = runtime(0)  # of torch on the CPU; 0: as torch finds
     cache: str = runtime("")  # folder for what comes from URLs, and for indexes of tars
     tensorboard: bool = runtime(True)  # write TensorBoard events
+    wandb: str = runtime("")  # project at Weights & Biases to log to as well, if its package is installed
     signals: list[str] = runtime(["SIGTERM", "SIGUSR2"])  # save at the next step and leave with status 75
 
     def check(self) -> None:

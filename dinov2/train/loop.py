@@ -40,7 +40,7 @@ def train(config: TrainConfig, folder: Path, source: Source, state: State, rollb
         optim=config.optim, teacher=config.teacher, steps=steps, batch=config.batch, pictures=len(source)
     )
     checkpoints = checkpoints_of(config, folder)
-    metrics = Metrics(folder, state.step, tensorboard=config.tensorboard)
+    metrics = Metrics(folder, state.step, tensorboard=config.tensorboard, wandb=config.wandb)
     gate = Gate(folder, source, state.step, limit=config.max_skipped)
     heart = Heartbeat(folder, checkpoints, limit=config.watch.hang_limit)
     watch = Watch(config, folder, source, state, heart)

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,7 @@ def _made(folder: Path) -> Path:
         (["losses.dino=0", "losses.ibot=0", "losses.koleo=0"], "all losses have weight 0"),
         (["knn.train=/nowhere"], "needs both knn.train= and knn.test="),
         (["data=/nowhere"], "/nowhere"),
+        *([] if find_spec("wandb") else [(["wandb=mine"], "wandb=mine needs a package")]),
     ],
 )
 def test_what_cannot_be_trained_is_one_line_and_status_2(
