@@ -5,6 +5,7 @@
 #   make install              .venv alone; PYTHON=python3.12 makes it with another interpreter (3.11 to 3.13)
 #   make test                 all quick tests, 15 minutes on 2 cores; make test-long has the others
 #   make test-slurm           the longer tests on a real SLURM, which the tests install (as root) and start
+#   make bench-curation       speed and recall of curation's engines, to docs/benchmarks/curation.md; half an hour
 #   make lint types contract  ruff, pyright, import-linter;  make format mends what ruff can
 #   make gpu                  tests marked gpu, and the demo with its training on the GPU; GPU_PYTHON=python3
 #                             takes an interpreter that already holds a CUDA torch and the dependencies
@@ -20,7 +21,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install --use-pep517 -
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = on
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long test-slurm lint format types contract gpu clean
+.PHONY: bench-curation help install demo test test-long test-slurm lint format types contract gpu clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -52,6 +53,9 @@ test-long: .venv/.installed-test
 
 test-slurm: .venv/.installed-test
 	.venv/bin/python -m pytest -q -m slurm
+
+bench-curation: .venv/.installed-test
+	.venv/bin/python -m tests.benchmarks.curation
 
 lint: .venv/.installed-test
 	.venv/bin/ruff check

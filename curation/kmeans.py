@@ -4,6 +4,7 @@ Three steps, each a stream over the rows (a memory map of fp16 will do):
 
 1. start: D² sampling (k-means++, Arthur and Vassilvitskii 2007) on a sample of the rows, a batch of centroids
    at a time, as k-means|| does (Bahmani et al. 2012), so that it costs about one assignment of the sample;
+   of few centroids one at a time, the best of several (greedy k-means++);
 2. Lloyd's rounds until the objective stands still;
 3. mending: the centroids that are missed least move into the clusters with the largest error; a move that
    does not lower the objective is taken back (after the breathing k-means of Fritzke, arXiv 2006.15666).
@@ -26,6 +27,7 @@ from dinov2.parallel import all_sum, rank, world
 
 CENTROID_TILE = 16_384
 BATCH = 16  # a batch of the start is this fraction of the centroids that are there
+GREEDY = 1000  # centroids up to which the start draws one at a time, the best of several
 SAMPLE = 64  # rows for each centroid that the start looks at
 SETTLE = 4  # rounds after a move, before it is judged
 NEVER = 1e300  # a finite number: infinity would not survive a sum over ranks
@@ -145,22 +147,40 @@ class _Fit:
         nearest = np.full(len(sample), np.inf, np.float32)
         chosen: list[int] = [int(generator.integers(len(sample)))]
         fresh = chosen
+        tried = 2 + int(np.log(count)) if count <= GREEDY else 1
         while len(chosen) < count:
-            centroids = sample[fresh]
-            for part in self._tiles(len(sample), len(fresh)):
-                best, _, _ = _nearest(sample[part], centroids)
-                nearest[part] = np.minimum(nearest[part], best)
+            nearest = self._closer(sample, nearest, fresh)
             nearest[chosen] = 0
             weights = nearest.astype(np.float64)
             if not weights.any():  # nothing but copies of those drawn is left
                 weights[np.setdiff1d(np.arange(len(sample)), chosen)] = 1
-            size = min(count - len(chosen), max(1, len(chosen) // BATCH), int((weights > 0).sum()))
+            size = tried if tried > 1 else min(count - len(chosen), max(1, len(chosen) // BATCH))
+            size = min(size, int((weights > 0).sum()))
             # An exponential race draws several at once, without replacement, in proportion to the weights.
             with np.errstate(divide="ignore"):
                 times = generator.exponential(size=len(weights)) / weights
             fresh = np.argpartition(times, size - 1)[:size].tolist()
+            if tried > 1:  # of several, the one that leaves the least
+                fresh = [fresh[self._left(sample, nearest, fresh).argmin()]]
             chosen += fresh
         return self._from_main(sample[chosen].numpy())
+
+    def _closer(self, sample: torch.Tensor, nearest: Vectors, fresh: list[int]) -> Vectors:
+        """[n] squared distances to the nearest centroid, once these rows are centroids too."""
+        nearest = nearest.copy()
+        for part in self._tiles(len(sample), len(fresh)):
+            nearest[part] = np.minimum(nearest[part], _nearest(sample[part], sample[fresh])[0])
+        return nearest
+
+    def _left(self, sample: torch.Tensor, nearest: Vectors, rows: list[int]) -> NDArray[np.float64]:
+        """For each of these rows the sum of squared distances, were it a centroid too."""
+        left = np.zeros(len(rows))
+        norms = (sample[rows] ** 2).sum(1)
+        for part in self._tiles(len(sample), len(rows)):
+            tile = sample[part]
+            squares = (tile * tile).sum(1)[:, None] + norms - 2 * tile @ sample[rows].T
+            left += np.minimum(squares.numpy(), nearest[part, None]).sum(0, dtype=np.float64)
+        return left
 
     def settled(self, state: _State, rounds: int) -> _State:
         """Lloyd's rounds until the objective stands still."""

@@ -1,0 +1,72 @@
+"""Works out what curating a pool costs, from costs that were measured, for docs/curation-at-scale.md.
+
+python -m tests.benchmarks.plan [pictures=1.2e9] [nodes=20] [cores=64]
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one core of the machine in docs/benchmarks/curation.md, but for what says that it is assumed."""
+
+    ingest: float = 1 / 400  # seconds a picture of 256 pixels (README, `ingest`)
+    product: float = 97e9  # floating-point operations a second (`graph`)
+    code: float = 1 / 300e6  # seconds for each 4-bit PQ code of 64 that a query is compared with (`ivf`)
+    ranked: float = 1e-6  # seconds for each stored row that a short list is ranked again by (`ivf`)
+    look_up: float = 13e-6  # seconds a picture and hash, 700 look-ups (`curation.hashes`)
+    candidate: float = 34e-9  # seconds each hash that a look-up finds (`curation.hashes`)
+    pair: float = 1e-4  # seconds to lay one picture over another (configs/curation/laptop.yaml)
+    edge: float = 37 / 200e6  # seconds an edge and picture for components (`components`)
+    embed_gpu: float = 1 / 1500  # ASSUMED: seconds a picture of 288 pixels through a ResNet-50, one GPU
+    picture: float = 100e3  # ASSUMED: bytes of an original
+
+
+@dataclass(frozen=True)
+class Pool:
+    pictures: float = 1.2e9
+    dimension: int = 512  # of the copy-detection embedding
+    lists: int = 65_536
+    probes: int = 64  # ASSUMED; the run measures the recall that it gives, and stops under the floor
+    short: int = 96  # rows that a short list is ranked again by, for k = 64
+    verified: float = 2.0  # ASSUMED: pairs a picture that are looked at again, those above a cosine of 0.5
+    edges: float = 1e9  # ASSUMED: above the loosest threshold
+    clusters: int = 100_000  # DINOv2 app. A
+    rounds: int = 20
+    wide: int = 1280  # dimensions of the retrieval embedding
+
+
+def rows(pool: Pool, costs: Costs) -> Iterator[tuple[str, float, float, str]]:
+    """Stage, core-hours, terabytes left on disk, how it is cut."""
+    n = pool.pictures
+    thumbs, raw = 64 * 64 * 3 * n, 2 * 508 * n
+    yield "ingest", n * costs.ingest, thumbs + raw + 300 * n, "shard=i/n"
+    yield "embed (GPU-hours)", n * costs.embed_gpu, 2 * pool.dimension * n, "shard=i/n"
+    scanned = pool.probes * n / pool.lists
+    query = scanned * costs.code + pool.short * costs.ranked + 2 * pool.lists * pool.dimension / costs.product
+    yield "duplicates: neighbours", n * query, n * (pool.dimension // 8 + 8), "shard=i/n"
+    yield "duplicates: hashes", 2 * n * (costs.look_up + 700 * n / 2**21 * costs.candidate), 0, "shard=i/n"
+    yield "duplicates: verify", n * pool.verified * costs.pair, n * pool.verified * 25, "shard=i/n"
+    yield "duplicates: components", (pool.edges + n) / 2 * costs.edge, 12 * pool.edges, "one process"
+    a_round = 2 * n * pool.clusters * pool.wide / costs.product
+    yield "k-means", pool.rounds * a_round, 2 * pool.wide * n, "ranks"
+
+
+def table(pool: Pool, costs: Costs, nodes: int, cores: int) -> str:
+    lines = [
+        f"| stage | core-hours | hours on {nodes} nodes of {cores} cores | disk, TB | cut by |",
+        "|---|---|---|---|---|",
+    ]
+    for name, seconds, disk, how in rows(pool, costs):
+        together = 1 if how == "one process" else nodes if "GPU" in name else nodes * cores
+        hours = seconds / 3600
+        lines.append(f"| {name} | {hours:,.1f} | {hours / together:,.2f} | {disk / 1e12:.2f} | {how} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    told = dict(word.split("=", 1) for word in sys.argv[1:])
+    pool = Pool(pictures=float(told.get("pictures", 1.2e9)))
+    print(table(pool, Costs(), int(told.get("nodes", 20)), int(told.get("cores", 64))))
