@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -45,9 +46,13 @@ def all_max(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     return _reduced(value, dist.ReduceOp.MAX)
 
 
-def all_gather(rows: Float[Tensor, "batch dim"]) -> Float[Tensor, "ranks*batch dim"]:
-    """The rows of all ranks in rank order, equally many on each; gradients reach the rank that owns a row."""
-    return rows if world() == 1 else _Gather.apply(rows)
+def all_gather(rows: Float[Tensor, "batch dim"], group: int = 0) -> Float[Tensor, "ranks*batch dim"]:
+    """The rows of all ranks in rank order, equally many on each; gradients reach the rank that owns a row.
+
+    Args:
+        group: of this many neighbouring ranks only, a divisor of their number; 0 for all. All ranks call it.
+    """
+    return rows if world() == 1 else _Gather.apply(rows, group or world())
 
 
 def all_gather_objects(value: T) -> list[T]:
@@ -139,12 +144,25 @@ def _reduced(value: Tensor, operation: "dist.ReduceOp.RedOpType") -> Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: object, rows: Tensor) -> Tensor:
-        gathered = rows.new_empty(world() * rows.shape[0], *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
+    def forward(ctx: Any, rows: Tensor, size: int) -> Tensor:
+        ctx.size = size
+        gathered = rows.new_empty(size * rows.shape[0], *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous(), group=_group(size))
         return gathered
 
     @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]  # one input, one gradient
-        total = all_sum(grad)
-        return total.chunk(world())[rank()]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # of two inputs
+        total = grad.contiguous().clone()
+        dist.all_reduce(total, group=_group(ctx.size))
+        return total.chunk(ctx.size)[rank() % ctx.size], None
+
+
+@cache
+def _group(size: int) -> dist.ProcessGroup | None:
+    """The group of `size` neighbouring ranks that this one is in; made once, by all ranks."""
+    if size == world():
+        return None
+    groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world(), size)]
+    own_group = groups[rank() // size]
+    assert isinstance(own_group, dist.ProcessGroup)  # a number stands for a group that a rank is not in
+    return own_group

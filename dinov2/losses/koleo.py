@@ -10,7 +10,9 @@ from dinov2.parallel import all_gather, rank, world
 EPSILON = 1e-8
 
 
-def koleo(cls: Float[Tensor, "batch dim"], *, across_ranks: bool = False) -> Float[Tensor, ""]:
+def koleo(
+    cls: Float[Tensor, "batch dim"], *, across_ranks: bool = False, group: int = 0
+) -> Float[Tensor, ""]:
     """Nearest-neighbour entropy of L2-normalised features (DINOv2 sec. 4): -mean log(distance + 1e-8).
 
     In float32 always: in half precision the epsilon vanishes and two equal features give an infinite loss.
@@ -18,14 +20,15 @@ def koleo(cls: Float[Tensor, "batch dim"], *, across_ranks: bool = False) -> Flo
     Args:
         cls: features before the head, of one view. A batch of one has no neighbour: zero.
         across_ranks: neighbours among the features of all ranks, not of this one alone.
+        group: of groups of so many neighbouring ranks only (DINOv3: 16); 0 for all.
     """
     with torch.autocast(cls.device.type, enabled=False):
         own = functional.normalize(cls.float(), dim=1)
-        everyone = all_gather(own) if across_ranks else own
+        everyone = all_gather(own, group) if across_ranks else own
         if everyone.shape[0] < 2:
             return own.sum() * 0.0
         itself = torch.zeros(own.shape[0], everyone.shape[0], dtype=torch.bool, device=own.device)
-        itself.diagonal(rank() * own.shape[0] if across_ranks and world() > 1 else 0).fill_(True)
+        itself.diagonal(rank() % (group or world()) * own.shape[0] if across_ranks else 0).fill_(True)
         return nearest_entropy(own, everyone, itself)
 
 

@@ -27,6 +27,7 @@ class LossConfig:
     koleo: float = 0.1  # entropy of the features
     gram: float = 0.0  # between the likenesses of patches and those for an earlier teacher (DINOv3)
     koleo_across_ranks: bool = False  # neighbours among all ranks' features
+    koleo_group: int = 0  # … of groups of so many ranks (DINOv3: 16); 0: all
     chunk: int = CHUNK  # scores in float32 at a time in targets and cross-entropies; 0: all at once
 
     def weights(self) -> dict[str, float]:
@@ -130,7 +131,10 @@ def _ibot(seen: Exchange) -> Float[Tensor, ""]:
 def _koleo(seen: Exchange) -> Float[Tensor, ""]:
     """Each global view by itself, the two summed, as the published training does (the paper: the first)."""
     views = seen.student.cls[: seen.global_crops].chunk(2)
-    first, second = (koleo(view, across_ranks=seen.config.koleo_across_ranks) for view in views)
+    config = seen.config
+    first, second = (
+        koleo(view, across_ranks=config.koleo_across_ranks, group=config.koleo_group) for view in views
+    )
     return first + second
 
 

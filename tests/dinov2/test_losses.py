@@ -217,11 +217,15 @@ def _on_a_rank(scores: Tensor, cls: Tensor) -> dict[str, Tensor]:
     loss = koleo(own, across_ranks=True)
     loss.backward()
     assert own.grad is not None
+    pairs = cls[rows].clone().requires_grad_()
+    koleo(pairs, across_ranks=True, group=2).backward()
+    assert pairs.grad is not None
     return {
         **sinkhorn_of(scores[rows], 1e4 * scores[: 3 * rank()], 2 * K),  # rank 0 has no masked patch
         "center": next_centers({"a": torch.zeros(K)}, {"a": score_totals(scores[: 3 * rank()])})["a"],
         "koleo": loss.detach(),
         "gradient": own.grad / world(),
+        "pairs": pairs.grad / 2,  # of two ranks that look for neighbours together
     }
 
 
@@ -238,7 +242,8 @@ def test_losses_do_not_depend_on_the_number_of_ranks(ranks: int):
     plain = plain_koleo(reference)
     plain.backward()
     together = {
-        name: torch.cat([part[name] for part in found]) for name in ("sinkhorn", "uneven", "gradient")
+        name: torch.cat([part[name] for part in found])
+        for name in ("sinkhorn", "uneven", "gradient", "pairs")
     }
     everyone = torch.cat([scores[: 3 * index] for index in range(ranks)])
     alone = sinkhorn_of(scores, 1e4 * everyone, 0)
@@ -250,3 +255,6 @@ def test_losses_do_not_depend_on_the_number_of_ranks(ranks: int):
     torch.testing.assert_close(found[0]["center"], 0.1 * everyone.mean(dim=0))
     torch.testing.assert_close(torch.stack([part["koleo"] for part in found]).mean().double(), plain.detach())
     torch.testing.assert_close(together["gradient"].double(), reference.grad, rtol=1e-4, atol=1e-6)
+    pairs = cls.double().requires_grad_()
+    torch.stack([plain_koleo(pair) for pair in pairs.chunk(ranks // 2)]).sum().backward()
+    torch.testing.assert_close(together["pairs"].double(), pairs.grad, rtol=1e-4, atol=1e-6)
