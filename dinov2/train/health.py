@@ -15,7 +15,7 @@ from dinov2.logs import cut_lines, read_metrics
 from dinov2.parallel import all_gather, is_main
 
 KEPT = 10  # steps that a judgement is made of
-ALIKE = 0.005  # nats; healthy runs stay above 0.03, collapsed ones reach 0.001 within some ten steps
+ALIKE = 0.005  # nats; healthy runs stay above 0.02, collapsed ones reach 0.001 within some ten steps
 FELL = 0.05  # share of what it once was
 KINDS = {
     "one prototype": (

@@ -70,7 +70,7 @@ def on_processes(
 
 def wait_for_lines(path: Path, count: int, runs: "Sequence[subprocess.Popen[str]]") -> None:
     """Return when the file has so many lines; fail if a run ends before."""
-    until = time.monotonic() + 90
+    until = time.monotonic() + 200
     while not path.exists() or path.read_bytes().count(b"\n") < count:
         assert all(run.poll() is None for run in runs) and time.monotonic() < until
         time.sleep(0.05)

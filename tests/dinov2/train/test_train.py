@@ -1,12 +1,15 @@
 """Runs of `dinov2 train` in real processes: stopped anywhere they end alike, and bad input gets one line."""
 
+import random
 import shutil
 import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from dinov2.models import load_backbone
 from tests.dinov2.train.runs import finish, lines_of, on_processes, train_words, wait_for_lines
@@ -75,6 +78,20 @@ def test_two_sharded_processes_train_as_one_and_one_continues_what_two_began(pic
         for ours, theirs in zip(one, other, strict=True):
             for key in ("loss", "loss.dino", "loss.ibot", "loss.koleo", "norm.backbone"):
                 assert theirs[key] == pytest.approx(ours[key], rel=2e-4), (key, ours["step"])
+
+
+def test_training_draws_from_no_global_random_state_so_that_a_checkpoint_needs_none(
+    pictures: Path, tmp_path: Path
+):
+    from dinov2.train.__main__ import main
+
+    def states() -> tuple[object, ...]:
+        return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())  # noqa: NPY002  # the one in question
+
+    before = states()
+    recipe, data = str(pictures / "small.yaml"), f"data={pictures / 'train'}"
+    main([recipe, data, f"output={tmp_path / 'run'}", "steps=3", "workers=0", "watch.every=1"])
+    assert (tmp_path / "run" / "backbone").exists() and states() == before
 
 
 @pytest.mark.gpu
