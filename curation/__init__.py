@@ -3,6 +3,8 @@
 What a run leaves in its folder:
 
     decisions.parquet  manifest.parquet  shards/  edges/KIND.parquet  clusters.parquet  report.html
+    leaks.parquet      which holdout pictures are in the pool, and as what
+    takedowns.parquet  what was taken out afterwards
     stages/ingest/ROLE/NNNNN.parquet, .thumbs.npy, .raw.npy   what was read of pool, seeds and holdout
     stages/embed/ROLE/                                        embeddings
     stages/duplicates/ and holdout/                           search/, candidates.parquet, aligned/ (scores)

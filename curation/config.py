@@ -30,8 +30,21 @@ TOLD = {
     "write": ("write",),
     "report": (),
 }
-# What is decided with a search's result; all else that duplicates and holdout are told is for the search.
-DECIDING = {"enabled", "chains", "loosest", "threshold", "method", "keep", "split", "eps", "reading"}
+# What is decided with what was read or searched for; all else is for reading and searching.
+DECIDING = {
+    "enabled",
+    "chains",
+    "loosest",
+    "threshold",
+    "method",
+    "keep",
+    "split",
+    "eps",
+    "reading",
+    "drop",
+    "licences",
+    "consents",
+}
 
 
 def stage_of(key: str) -> str:
@@ -46,6 +59,8 @@ class IngestConfig:
     blank: float = 1.0  # spread of the luma under this many levels of 255: flag "blank"
     aspect: float = 10.0  # long side over this many short sides: flag "aspect"
     drop: list[str] = listed("small", "blank", "aspect")  # pictures with these flags are dropped
+    licences: list[str] = listed()  # only pictures with one of these licences stay; []: any, or none
+    consents: list[str] = listed()  # likewise of consent
     max_pixels: int = 178_956_970  # larger pictures are recorded as unreadable (decompression bombs)
 
 

@@ -7,11 +7,13 @@ threshold than inside the pool. A copy that was dropped as a duplicate still spe
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
 from curation.near import Pictures, Rows, near_pairs
 from curation.run import Run
+from dinov2.files import write_table
 
 
 def run(run: Run) -> dict[str, Any]:
@@ -31,6 +33,12 @@ def run(run: Run) -> dict[str, Any]:
     run.write_edges("holdout", pool.ids.take(pairs[:, 0]), held.ids.take(pairs[:, 1]), similarity)
 
     counted = similarity >= settings.threshold
+    _write_leaks(
+        run,
+        pool.ids.take(pa.array(pairs[counted, 0])),
+        held.ids.take(pa.array(pairs[counted, 1])),
+        similarity[counted],
+    )
     lost, evidence, how = _components_lost(run, pool, pairs[counted], similarity[counted])
     kept = run.kept(pool.ids, ["ingest", "duplicates"])[lost]
     lost, evidence, how = lost[kept], evidence[kept], how[kept]
@@ -44,6 +52,20 @@ def run(run: Run) -> dict[str, Any]:
     )
     leaked = len(np.unique(pairs[counted, 1]))
     return {"holdout": len(held), "pairs": int(counted.sum()), "leaked": leaked, "dropped": len(lost)}
+
+
+def _write_leaks(run: Run, pool: pa.Array, held: pa.Array, similarity: np.ndarray) -> None:
+    """`leaks.parquet`: which holdout picture is in the pool, where from, as which picture, how alike."""
+    columns: dict[str, pa.Array] = {}
+    for role, ids in (("holdout", held), ("pool", pool)):
+        table = run.sets[role].table
+        rows = pc.index_in(ids, value_set=table["id"].combine_chunks())
+        columns[f"{role}_id"] = ids
+        for name in ("uri", "source", "split"):
+            columns[f"{role}_{name}"] = table[name].take(rows).cast(pa.large_string())
+    leaks = pa.table({**columns, "similarity": similarity})
+    order = [("holdout_source", "ascending"), ("holdout_uri", "ascending"), ("similarity", "descending")]
+    write_table(run.folder / "leaks.parquet", leaks.sort_by([*order, ("pool_id", "ascending")]))
 
 
 def _components_lost(

@@ -77,11 +77,17 @@ def _summarise(run: Run) -> dict[str, Any]:
     }
     taken_out = taken(run.folder)
     hashes = {word for key in ("sha256", "pixel_sha256") for word in taken_out[key].to_pylist()} - {None}
+    unlicensed = _unlicensed(run)
     columns = ("id", "flags", "error", "sha256", "pixel_sha256")
     for name, flags, error, *hashed in zip(*(pool[key].to_pylist() for key in columns), strict=True):
         if not hashes.isdisjoint(hashed):
             rows["id"].append(name)
             rows["error"].append("equal to a picture that was taken out")
+            continue
+        if error is None and name in unlicensed:
+            rows["id"].append(name)
+            rows["error"].append(unlicensed[name])
+            counts["unlicensed"] = counts.get("unlicensed", 0) + 1
             continue
         bad = [flag for flag in flags or [] if flag in run.config.ingest.drop]
         if error is not None or bad:
@@ -107,6 +113,21 @@ def _summarise(run: Run) -> dict[str, Any]:
             raise UserError(f"{role}={getattr(run.config, role)}: none of {len(table)} pictures can be read")
     run.drop("ingest", rows)
     return counts
+
+
+def _unlicensed(run: Run) -> dict[str, str]:
+    """Why pictures of the pool may not be used, by id: they lack the licence or the consent asked for."""
+    settings, table = run.config.ingest, run.sets["pool"].table
+    found: dict[str, str] = {}
+    for column, wanted in (("licence", settings.licences), ("consent", settings.consents)):
+        values = table[column].cast(pa.string())
+        bad = pc.invert(pc.is_in(values, value_set=pa.array(wanted, pa.string())))
+        for name, value in zip(
+            *(part.filter(bad).to_pylist() for part in (table["id"], values)), strict=True
+        ):
+            if wanted:
+                found.setdefault(name, f"{column}: {value or 'none given'}")
+    return found
 
 
 @dataclass(frozen=True)

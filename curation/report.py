@@ -14,7 +14,7 @@ from curation.near import Candidates, scores_of
 from curation.run import Run
 from curation.write import BEFORE
 from dinov2.data.decode import Unreadable, decode
-from dinov2.data.manifest import DECISIONS_SCHEMA, EDGES_SCHEMA, read_format
+from dinov2.data.manifest import CLUSTERS_SCHEMA, DECISIONS_SCHEMA, EDGES_SCHEMA, read_format
 from dinov2.pages import Card, Page, histogram
 
 Tone = Literal["good", "bad", "plain"]
@@ -48,6 +48,7 @@ def run(run: Run) -> dict[str, Any]:
         if (run.stage(stage) / "candidates.parquet").exists():
             _threshold(page, run, stage, kind, settings.threshold, pictures)
     _components(page, run, decisions, pictures)
+    _clusters(page, run, pictures)
     _retrieved(page, run, pictures)
     _statistics(page, run, decisions)
     _unreadable(page, decisions)
@@ -116,6 +117,47 @@ def _dropped_pairs(page: Page, run: Run, decisions: pa.Table, pictures: Pictures
             cards,
             f"{len(cards)} of {len(rows):,}: left dropped, right why; from the likest to the least alike",
         )
+        if stage == "holdout":
+            _leaks(page, run)
+
+
+def _leaks(page: Page, run: Run) -> None:
+    """Which evaluation pictures are in the pool, and where those come from."""
+    path = run.folder / "leaks.parquet"
+    if not path.exists() or not len(leaks := parquet.read_table(path)):
+        return
+    keys = ["holdout_source", "pool_source"]
+    counts = leaks.group_by(keys).aggregate([("holdout_id", "count_distinct"), ("pool_id", "count_distinct")])
+    rows = [list(row.values()) for row in counts.sort_by([(key, "ascending") for key in keys]).to_pylist()]
+    page.table(["holdout", "leaked from", "its pictures", "pictures of the pool"], rows[:ROWS])
+    best = leaks.sort_by([("similarity", "descending"), ("holdout_uri", "ascending")])
+    listed = _spread(best.to_pylist(), ROWS)
+    lines = [[row["holdout_uri"], row["pool_uri"], f"{row['similarity']:.2f}"] for row in listed]
+    page.table(
+        ["holdout picture", "leaked from", "similarity"], lines,
+        caption=f"{len(lines)} of {len(leaks):,} pairs; all are in `leaks.parquet`",
+    )  # fmt: skip
+
+
+def _clusters(page: Page, run: Run, pictures: Pictures) -> None:
+    """Mosaics of the finest level's clusters: the pictures nearest to the centroid."""
+    path = run.folder / "clusters.parquet"
+    if not path.exists():
+        return
+    table = read_format(path, CLUSTERS_SCHEMA)
+    levels = [name for name in table.column_names if name.startswith("level_")]
+    sizes = Counter(table["level_0"].to_pylist())
+    cards = []
+    for cluster, size in _spread(sizes.most_common(), SHOWN // 2):
+        mine = table.filter(pc.equal(table["level_0"], cluster)).sort_by([("distance", "ascending")])
+        cards.append(pictures.card(mine["id"].to_pylist()[:6], f"{size:,} pictures", "plain"))
+    page.heading("Clusters")
+    counts = ", ".join(f"{len(pc.unique(table[name])):,}" for name in levels)
+    page.gallery(
+        cards,
+        f"{len(cards)} of {len(sizes):,} clusters, from the largest to the smallest, by the pictures nearest "
+        f"to the centroid. Clusters on each level: {counts}.",
+    )
 
 
 def _threshold(page: Page, run: Run, stage: str, title: str, threshold: float, pictures: Pictures) -> None:

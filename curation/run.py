@@ -31,13 +31,14 @@ from dinov2.files import read_json, write_json, write_table
 DROPPED_SCHEMA = pa.schema(
     {"id": pa.large_string(), "evidence": pa.large_string(), "similarity": pa.float32(), "error": pa.string()}
 )
-SEARCHED = ("search", "candidates.parquet", "aligned")  # in a stage's folder: what its search left
+# In a stage's folder: what it read or searched for, before it decided.
+SEARCHED = ("pool", "seeds", "holdout", "search", "candidates.parquet", "aligned")
 ROLES = ("pool", "seeds", "holdout", "as_is")
 SOURCES = "sources.json"  # in stages/: the sources' fingerprints
 BEFORE = "stages.before"  # the stages of the pictures that were there before the sources changed
 LEFT = {  # what a stage leaves outside its own folder
     "duplicates": ("edges/duplicate.parquet",),
-    "holdout": ("edges/holdout.parquet",),
+    "holdout": ("edges/holdout.parquet", "leaks.parquet"),
     "clusters": ("clusters.parquet",),
     "retrieval": ("edges/retrieval.parquet",),
     "write": ("decisions.parquet", "manifest.parquet", "shards"),
@@ -93,7 +94,7 @@ class Run:
         searching = {
             key: value
             for key, value in settings.items()
-            if stage_of(key) in ("ingest", "embed")
+            if (stage_of(key) in ("ingest", "embed") and stage_of(key) != name)
             or (stage_of(key) == name and key.rpartition(".")[2] not in DECIDING)
         }
         own = {key: value for key, value in settings.items() if stage_of(key) == name and key not in ROLES}

@@ -1,6 +1,7 @@
 """A finished folder decides again, takes up new pictures, and lets sets of seeds ask each its own way."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +101,19 @@ def test_sets_of_seeds_ask_each_in_their_own_way(pool: Path, tmp_path: Path) -> 
         curate(
             f"pool={pool}/pool", f"seeds={seeds}", f"output={tmp_path}/other", "retrieval.sets.on.k=1",
         )  # fmt: skip
+
+
+def test_licences_travel_and_can_be_asked_for(pool: Path, tmp_path: Path) -> None:
+    files = sorted((pool / "pool").glob("class_?/*.png"))[:6]
+    licences = ["CC0", "CC0", "MIT", "", "CC0", "own"]
+    rows = [f"{path},{licence}" for path, licence in zip(files, licences, strict=True)]
+    listed = tmp_path / "listed.csv"
+    listed.write_text("\n".join(["path,licence", *rows]))
+    words = [f"pool={listed}", f"output={tmp_path}/out"]
+    out = curate(*words)
+    read = [path.stat().st_mtime_ns for path in (out / "stages/ingest/pool").iterdir()]
+    assert Counter(parquet.read_table(out / "manifest.parquet")["licence"].to_pylist())["CC0"] == 3
+    curate(*words, "ingest.licences=[CC0, MIT]", "from_stage=ingest")
+    assert set(parquet.read_table(out / "manifest.parquet")["licence"].to_pylist()) == {"CC0", "MIT"}
+    assert {row["error"] for row in decisions(out).values()} == {None, "licence: none given", "licence: own"}
+    assert [path.stat().st_mtime_ns for path in (out / "stages/ingest/pool").iterdir()] == read
