@@ -12,7 +12,7 @@ blurred crops at once. But for roundings, pixels equal those of torchvision's tr
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from torchvision.transforms.v2 import functional as F
 from dinov2.config import listed, one_of
 from dinov2.data.arrays import decode_array
 from dinov2.data.decode import decode
+from dinov2.data.order import derive_seed
 from dinov2.exits import UserError
 
 # Probabilities of blurring global crop 1, global crop 2 and a local crop. The published code inverts the
@@ -50,6 +51,7 @@ class AugmentConfig:
     global_size: int = 224  # pixels, a multiple of the patch size
     global_scale: list[float] = listed(0.32, 1.0)  # of the picture's area
     gram_size: int = 0  # of the global crops once more, colours as they are, for losses.gram; 0: none
+    mixed: list[list[int]] = listed()  # [global, local, gram] sizes of which each step draws one instead
     local_size: int = 96  # 98 for patches of 14
     local_scale: list[float] = listed(0.05, 0.32)
     local_crops: int = 8
@@ -68,6 +70,8 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         one_of(self.blur, BLUR, "blur")
+        if any(len(sizes) != 3 or min(sizes[:2]) < 1 or sizes[2] < 0 for sizes in self.mixed):
+            raise UserError(f"mixed={self.mixed} should list [global, local, gram] sizes; gram 0 for none")
         for key in ("flip_p", "jitter_p", "grey_p", "solarise_p"):
             if not 0 <= getattr(self, key) <= 1:
                 raise UserError(f"{key}={getattr(self, key)} should lie between 0 and 1")
@@ -123,6 +127,14 @@ class MultiCrop:
             CropKind(config.global_size, config.global_scale, second, config.solarise_p),
         ]
         self.local_kinds = [CropKind(config.local_size, config.local_scale, local, 0.0)] * config.local_crops
+
+    def at(self, seed: int, step: int) -> "MultiCrop":
+        """The augmentation of a step: of one of the mixed sizes, the same on all ranks (DINOv3 sec. 5.1)."""
+        if not self.config.mixed:
+            return self
+        sizes = self.config.mixed[derive_seed("size", seed, step) % len(self.config.mixed)]
+        names = ("global_size", "local_size", "gram_size")
+        return MultiCrop(replace(self.config, mixed=[], **dict(zip(names, sizes, strict=True))))
 
     @property
     def short_side(self) -> int | None:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -201,6 +201,9 @@ class _Steps(Dataset[Batch | UserError]):
 
     def __getitem__(self, step: int) -> Batch | UserError:
         """A `UserError` is returned, not raised: the loader would wrap it into a traceback of many lines."""
+        return replace(self, crop=self.crop.at(self.seed, step))._batch(step)
+
+    def _batch(self, step: int) -> Batch | UserError:
         local = self.global_batch // self.world
         first = step * self.global_batch + self.rank * local
         positions = range(first, first + local)

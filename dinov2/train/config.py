@@ -202,6 +202,11 @@ class TrainConfig:
             )
         if self.augment.gram_size and "gram" not in self.weights():
             raise UserError("augment.gram_size= is for losses.gram, which has weight 0")
+        if self.augment.mixed and self.contrasts:
+            raise UserError("augment.mixed= is for crops; method=contrastive has edited views of one size")
+        for side in (side for sizes in self.augment.mixed for side in sizes):
+            if self.model.is_vit and side % self.model.patch:
+                raise UserError(f"augment.mixed: {side} is no multiple of model.patch={self.model.patch}")
         if self.distill and self.contrasts:
             raise UserError("distill= is for prototypes; method=contrastive has none")
         for name in ("global_size", "local_size", "gram_size") if self.model.is_vit else ():

@@ -163,7 +163,7 @@ def _origins(config: TrainConfig, batch: Batch) -> Int[Tensor, "2*batch 2"]:
 
 
 def _masks(config: TrainConfig, batch: Batch, step: int) -> Bool[Tensor, "globals patches"]:
-    side = config.augment.global_size // config.model.patch
+    side = batch.global_crops.shape[-1] // config.model.patch
     if config.distill:  # the patch loss looks everywhere, and nothing is hidden
         return torch.ones(len(batch.global_crops), side * side, dtype=torch.bool)
     own = range(rank() * len(batch.rows), (rank() + 1) * len(batch.rows))
