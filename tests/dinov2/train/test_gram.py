@@ -103,3 +103,13 @@ def test_larger_crops_without_the_loss_are_refused():
     config = read(TrainConfig, [*SETTINGS, "data=x", "output=y", "steps=2", "losses.gram=0"])
     with pytest.raises(UserError, match=r"augment\.gram_size= is for losses\.gram"):
         config.check()
+
+
+def test_each_step_draws_one_of_the_mixed_sizes_for_all_its_crops():
+    mixed = MultiCrop(AugmentConfig(mixed=[[64, 32, 96], [96, 48, 0]], local_crops=3))
+    steps = [mixed.at(0, step) for step in range(20)]
+    sizes = {(crop.config.global_size, crop.config.local_size, crop.config.gram_size) for crop in steps}
+    assert sizes == {(64, 32, 96), (96, 48, 0)}
+    assert [crop.config for crop in steps] == [mixed.at(0, step).config for step in range(20)]
+    shapes = {(g.shape[-1], s.shape[-1]) for g, s in (crop(picture(0, 0), 1) for crop in steps)}
+    assert shapes == {(64, 32), (96, 48)}
