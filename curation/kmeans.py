@@ -22,19 +22,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from curation.spread_rows import CENTROID_TILE, SpreadRows, Vectors, Whole
 from dinov2.neighbours import Rows
-from dinov2.parallel import all_sum, rank, world
 
-CENTROID_TILE = 16_384
 BATCH = 16  # a batch of the start is this fraction of the centroids that are there
 GREEDY = 1000  # centroids up to which the start draws one at a time, the best of several
 SAMPLE = 64  # rows for each centroid that the start looks at
 SETTLE = 4  # rounds after a move, before it is judged
 NEVER = 1e300  # a finite number: infinity would not survive a sum over ranks
 STANDSTILL = 1e-4  # relative gain of a round under which it was the last
-
-Vectors = NDArray[np.float32]
-Whole = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -119,31 +115,15 @@ class _State:
     missed: NDArray[np.float64]  # [k] by how much the error would grow without this centroid
 
 
-class _Fit:
+class _Fit(SpreadRows):
     """Rows, and what a k-means does with them."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        spherical: bool,
-        memory_gib: float,
-        device: torch.device,
-        seed: int,
-        alone: bool = False,
-    ) -> None:
-        self.rows, self.spherical, self.device, self.seed = rows, spherical, device, seed
-        self.rank, self.world = (0, 1) if alone else (rank(), world())
-        self.memory = int(memory_gib * 2**30)
-        self.rounds = 0
-        counts = self._from_all(torch.tensor([len(rows)]))[:, 0].numpy()
-        self.total, self.first = int(counts.sum()), int(counts[: self.rank].sum())
-        if self.total == 0:
-            raise ValueError("no rows to cluster")
+    rounds = 0  # passes over all rows so far
 
     def start(self, count: int) -> Vectors:
         """[count, dim] rows drawn with probability in proportion to the squared distance from those drawn."""
         generator = np.random.default_rng([self.seed, 0])
-        sample = torch.from_numpy(self._sample(max(count, min(self.total, SAMPLE * count)), generator))
+        sample = torch.from_numpy(self.sample(max(count, min(self.total, SAMPLE * count)), generator))
         nearest = np.full(len(sample), np.inf, np.float32)
         chosen: list[int] = [int(generator.integers(len(sample)))]
         fresh = chosen
@@ -163,12 +143,12 @@ class _Fit:
             if tried > 1:  # of several, the one that leaves the least
                 fresh = [fresh[self._left(sample, nearest, fresh).argmin()]]
             chosen += fresh
-        return self._from_main(sample[chosen].numpy())
+        return self.from_main(sample[chosen].numpy())
 
     def _closer(self, sample: torch.Tensor, nearest: Vectors, fresh: list[int]) -> Vectors:
         """[n] squared distances to the nearest centroid, once these rows are centroids too."""
         nearest = nearest.copy()
-        for part in self._tiles(len(sample), len(fresh)):
+        for part in self.tiles(len(sample), len(fresh)):
             nearest[part] = np.minimum(nearest[part], _nearest(sample[part], sample[fresh])[0])
         return nearest
 
@@ -176,7 +156,7 @@ class _Fit:
         """For each of these rows the sum of squared distances, were it a centroid too."""
         left = np.zeros(len(rows))
         norms = (sample[rows] ** 2).sum(1)
-        for part in self._tiles(len(sample), len(rows)):
+        for part in self.tiles(len(sample), len(rows)):
             tile = sample[part]
             squares = (tile * tile).sum(1)[:, None] + norms - 2 * tile @ sample[rows].T
             left += np.minimum(squares.numpy(), nearest[part, None]).sum(0, dtype=np.float64)
@@ -210,15 +190,15 @@ class _Fit:
         cluster, distance = np.empty(mine, np.int32), np.empty(mine, np.float32)
         sums = torch.zeros(count, width, dtype=torch.float64, device=self.device)
         totals = np.zeros((3, count))
-        for part in self._tiles(mine, count):
-            tile = self._tile(part)
+        for part in self.tiles(mine, count):
+            tile = self.tile(part)
             best, second, where = _nearest(tile, there)
             distance[part], cluster[part] = np.sqrt(best), where
             sums.index_add_(0, torch.from_numpy(where).to(self.device), tile.double())
             weights = (np.ones_like(best), best, second - best)
             totals += np.stack([np.bincount(where, weight, minlength=count) for weight in weights])
-        sizes, error, missed = self._summed(torch.from_numpy(totals)).numpy()
-        means = self._summed(sums.cpu()).numpy() / np.maximum(sizes, 1)[:, None]
+        sizes, error, missed = self.summed(torch.from_numpy(totals)).numpy()
+        means = self.summed(sums.cpu()).numpy() / np.maximum(sizes, 1)[:, None]
         self.rounds += 1
         return _State(
             centroids=centroids,
@@ -237,7 +217,7 @@ class _Fit:
         empty = np.flatnonzero(state.sizes == 0)
         if len(empty):
             far = np.argsort(-state.distance, kind="stable")[: len(empty)]
-            vectors, distance = self._proposed(
+            vectors, distance = self.proposed(
                 far, state.distance[far].astype(np.float64), len(empty), none=-1
             )
             order = np.argsort(-distance.ravel(), kind="stable")[: len(empty)]
@@ -261,60 +241,10 @@ class _Fit:
         clusters, first = np.unique(place[state.cluster[rows[order]]], return_index=True)
         mine, time = np.zeros(len(to), np.int64), np.full(len(to), NEVER)
         mine[clusters], time[clusters] = rows[order[first]], times[order[first]]
-        vectors, times = self._proposed(mine if len(self.rows) else mine[:0], time, len(to), none=NEVER)
+        vectors, times = self.proposed(mine if len(self.rows) else mine[:0], time, len(to), none=NEVER)
         centroids = state.centroids.copy()
         centroids[from_] = vectors[times.argmin(0), np.arange(len(to))]
         return centroids
-
-    def _proposed(
-        self, mine: Whole, key: NDArray[np.float64], count: int, none: float
-    ) -> tuple[Vectors, NDArray[np.float64]]:
-        """[ranks, count, dim] rows that ranks propose; [ranks, count] keys, `none` where there is none."""
-        packed = torch.zeros(count, self.rows.shape[1] + 1, dtype=torch.float64)
-        packed[:, -1] = none
-        if len(mine):
-            packed[: len(mine), :-1] = self._tile(mine).double().cpu()
-            packed[: len(mine), -1] = torch.from_numpy(key)
-        packed = self._from_all(packed).numpy()
-        return packed[..., :-1].astype(np.float32), packed[..., -1]
-
-    def _sample(self, size: int, generator: np.random.Generator) -> Vectors:
-        """[size, dim] rows of all ranks, the same whatever the number of ranks."""
-        wanted = np.sort(_distinct(self.total, size, generator))
-        inside = (wanted >= self.first) & (wanted < self.first + len(self.rows))
-        sample = torch.zeros(size, self.rows.shape[1])
-        for part in self._tiles(size, 1):
-            mine = wanted[part][inside[part]] - self.first
-            if len(mine):
-                sample[part][torch.from_numpy(inside[part])] = self._tile(mine).cpu()
-        return self._summed(sample).numpy()
-
-    def _tile(self, part: slice | Whole) -> torch.Tensor:
-        rows = self.rows[part]
-        tile = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.array(rows))
-        tile = tile.to(self.device, torch.float32)
-        if not torch.isfinite(tile).all():
-            raise ValueError("a row to cluster holds NaN or infinity")
-        return torch.nn.functional.normalize(tile, dim=1) if self.spherical else tile
-
-    def _tiles(self, rows: int, centroids: int) -> Iterator[slice]:
-        """Tiles whose products take at most half of the memory, and whose rows at most a quarter."""
-        products = self.memory // (8 * min(centroids, CENTROID_TILE))
-        tall = max(1, min(products, self.memory // (32 * self.rows.shape[1]), 8192))
-        return (slice(at, min(at + tall, rows)) for at in range(0, rows, tall))
-
-    def _summed(self, value: torch.Tensor) -> torch.Tensor:
-        return value if self.world == 1 else all_sum(value)
-
-    def _from_all(self, value: torch.Tensor) -> torch.Tensor:
-        """[ranks, …] the value of every rank."""
-        every = torch.zeros(self.world, *value.shape, dtype=value.dtype)
-        every[self.rank] = value
-        return self._summed(every)
-
-    def _from_main(self, value: Vectors) -> Vectors:
-        """Rank 0's: processors of other makes may round otherwise."""
-        return self._from_all(torch.from_numpy(value))[0].numpy()
 
 
 def _nearest(tile: torch.Tensor, centroids: torch.Tensor) -> tuple[Vectors, Vectors, Whole]:
@@ -355,16 +285,6 @@ def _apart(centroids: Vectors, order: Whole, count: int) -> Whole:
         if partner[row] not in taken:
             taken.append(row)
     return np.array(taken, np.int64)
-
-
-def _distinct(total: int, size: int, generator: np.random.Generator) -> Whole:
-    """`size` different numbers under `total`, in memory for those alone."""
-    if size > total // 2:
-        return generator.permutation(total)[:size]
-    found = np.zeros(0, np.int64)
-    while len(found) < size:
-        found = np.unique(np.concatenate([found, generator.integers(total, size=size)]))
-    return generator.permutation(found)[:size]
 
 
 def _uniform(numbers: Whole, seed: int) -> NDArray[np.float64]:
