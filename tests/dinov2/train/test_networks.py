@@ -41,7 +41,7 @@ def _gradient(how: str) -> Tensor:
     branch = make_branch(replace(VIT, position="rope", drop_path=0.0), HEADS, 7, CPU)
     checkpoint_layers(branch.backbone.layers(), how)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    branch([images, images[:, :, :16, :16]]).dino.square().mean().backward()
+    branch([images, images[:, :, :16, :16]]).dino.scores().square().mean().backward()
     found = [p.grad for p in branch.backbone.parameters() if p.grad is not None]
     return torch.cat([whole(gradient).flatten() for gradient in found]) * 1e3
 
