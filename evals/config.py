@@ -1,17 +1,23 @@
 """Settings that every evaluation has."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from dinov2.config import at_least, one_of, required, runtime
 from dinov2.features import PRECISIONS
 
 
+def place(default: Any = None) -> Any:
+    """A setting that says where something lies. Results state it by its content: see a task's `sources`."""
+    return runtime(default)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    backbone: str = required()  # the first word: a backbone folder, timm:NAME, weights?architecture=…, pixels
-    data: str | None = None  # pictures with labels in two parts: train/ and val/ folders, or a split column
-    train: str | None = None  # or each part by itself: labelled pictures to learn from
-    test: str | None = None  # and those to be recognised
+    backbone: str = place(required())  # the first word: a folder, timm:NAME, weights?architecture=…, pixels
+    data: str | None = place()  # labelled pictures in two parts: train/ and val/ folders, or a split column
+    train: str | None = place()  # or each part by itself: labelled pictures to learn from
+    test: str | None = place()  # and those to be recognised
     output: str = runtime(required())  # folder of features, results and pages, shared by tasks and backbones
     size: int = 224  # pixels along a side of what the backbone sees
     resize: int | None = None  # pixels of the short side before the crop; null: 256 for 224, in proportion

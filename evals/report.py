@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from dinov2.pages import Page
-from evals.results import Outcome, between, read_all
+from evals.results import Outcome, between, read_all, valued
 
 REPORT = "report.html"
 
@@ -16,7 +16,7 @@ def write_result_page(path: Path, result: dict[str, Any], outcome: Outcome) -> N
     """The page of one result."""
     page = Page(f"{result['task']}: {shown_name(result)}", subtitle=_data_line(result))
     page.numbers(
-        {name: (f"{value:.1f}%", between(result, name)) for name, value in result["metrics"].items()}
+        {name: (valued(result, name), between(result, name)) for name in result["metrics"]}
         | {"seconds": round(result["seconds"]["total"], 1)}
     )
     if outcome.draw is not None:
@@ -34,11 +34,14 @@ def write_report(folder: Path | str) -> Path:
     for key, result in results.items():
         name = result["headline"]
         link = Markup('<a href="results/{}.html">{}</a>').format(key, shown_name(result))
-        value = f"{result['metrics'][name]:.1f}%"
         differing = _differing(
             result, [other for other in results.values() if other["task"] == result["task"]]
         )
-        rows.append([result["task"], link, _data_line(result), differing, name, value, between(result, name)])
+        metric = f"{name} (lower is better)" if name in result.get("lower_is_better", ()) else name
+        value = valued(result, name)
+        rows.append(
+            [result["task"], link, _data_line(result), differing, metric, value, between(result, name)]
+        )
     caption = "Intervals: 95%, by bootstrap over the test pictures."
     page.table(
         ["task", "backbone", "data", "settings", "metric", "value", "95% interval"], rows, caption=caption

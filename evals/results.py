@@ -2,27 +2,39 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dinov2.config import identity
-from dinov2.data.sources import Source
 from dinov2.exits import UserError
 from dinov2.files import lock, read_json, write_json, write_text
 from dinov2.pages import Page
 from evals.bench import Bench
+from evals.bootstrap import of_mean
 from evals.config import EvalConfig
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"  # 1.1 has units and lower_is_better; in 1.0 all is percent, and more is better
 RESULTS, LINES, LOCK = "results", "results.jsonl", ".results.lock"
 PACKAGES = ("dinov2-pipeline", "torch", "timm", "numpy", "pillow", "scikit-learn", "faiss-cpu", "faiss-gpu")
-ELSEWHERE = ("backbone", "data", "train", "test")  # settings that a result states by content, not by path
+PERCENT = "%"
+
+
+class Data(Protocol):
+    """What was measured on, by which results are told apart: a `Source`, or pictures with their targets."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,32 +43,32 @@ class Outcome:
 
     Attributes:
         headline: the metric by which backbones are compared, a key of `metrics`.
-        metrics: in percent where they are shares.
-        scores: for some metrics the share that each test picture contributes (1 right, 0 wrong), from which
-            their intervals are drawn.
+        metrics: by name, in percent or in the unit that `units` says.
+        units: of the metrics that are not in percent: "m", or "" for a plain number.
+        lower: the metrics that are better the lower they are, as errors are.
+        scores: for metrics that are means over the test pictures, in percent, what share of it each picture
+            has (1 right, 0 wrong); their intervals are drawn from it.
+        intervals: of other metrics, low and high in the metric's unit; see `evals.bootstrap`.
         details: whatever else the result file is to hold.
         draw: adds pictures and tables to the result's page.
     """
 
     headline: str
     metrics: dict[str, float]
+    units: dict[str, str] = field(default_factory=dict)
+    lower: tuple[str, ...] = ()
     scores: dict[str, NDArray[np.floating]] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     draw: Callable[[Page], None] | None = None
 
-
-def interval(scores: NDArray[np.floating], *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The 95% interval of the mean score in percent: percentiles over bootstrap samples of the pictures."""
-    generator = np.random.default_rng(seed)
-    values, counts = np.unique(scores, return_counts=True)
-    # Drawing pictures with replacement is drawing how often each value comes: few values, so little work.
-    drawn = generator.multinomial(len(scores), counts / len(scores), size=draws)
-    means = drawn @ values / len(scores)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return 100 * float(low), 100 * float(high)
+    def __post_init__(self) -> None:
+        named = {self.headline, *self.units, *self.lower, *self.scores, *self.intervals}
+        if unknown := sorted(named - set(self.metrics)):
+            raise ValueError(f"{', '.join(unknown)}: not among the metrics")
 
 
-def result_key(task: str, bench: Bench, config: EvalConfig, sources: dict[str, Source]) -> str:
+def result_key(task: str, bench: Bench, config: EvalConfig, sources: Mapping[str, Data]) -> str:
     """The name of a result: a hash of backbone, task, data and settings."""
     text = json.dumps([task, bench.identity, _data(sources), _settings(config)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -67,7 +79,7 @@ def result_path(folder: Path | str, key: str) -> Path:
 
 
 def as_result(
-    task: str, bench: Bench, config: EvalConfig, sources: dict[str, Source], outcome: Outcome
+    task: str, bench: Bench, config: EvalConfig, sources: Mapping[str, Data], outcome: Outcome
 ) -> dict[str, Any]:
     """The content of a result file."""
     return {
@@ -82,7 +94,9 @@ def as_result(
         "settings": _settings(config),
         "headline": outcome.headline,
         "metrics": outcome.metrics,
-        "intervals": {name: interval(scores) for name, scores in outcome.scores.items()},
+        "units": {name: outcome.units.get(name, PERCENT) for name in outcome.metrics},
+        "lower_is_better": sorted(outcome.lower),
+        "intervals": _intervals(outcome),
         "details": outcome.details,
         "seconds": {name: round(seconds, 3) for name, seconds in bench.seconds.items()},
         "device": str(bench.device),
@@ -123,14 +137,37 @@ def described(result: dict[str, Any]) -> str:
     parts = []
     for name in names:
         spread = between(result, name)
-        parts.append(f"{name} {result['metrics'][name]:.2f}%" + (f" ({spread})" if spread else ""))
+        parts.append(f"{name} {valued(result, name, finer=True)}" + (f" ({spread})" if spread else ""))
     return ", ".join(parts)
+
+
+def valued(result: dict[str, Any], name: str, *, finer: bool = False) -> str:
+    """A metric with its unit: 63.1% or 0.512 m; a digit more where asked."""
+    value, unit = result["metrics"][name], unit_of(result, name)
+    return _rounded(value, unit, finer) + (unit if unit == PERCENT else f" {unit}".rstrip())
 
 
 def between(result: dict[str, Any], name: str) -> str:
     """A metric's interval, or nothing."""
     low, high = result["intervals"].get(name, (None, None))
-    return "" if low is None else f"{low:.1f} to {high:.1f}"
+    unit = unit_of(result, name)
+    return "" if low is None else f"{_rounded(low, unit)} to {_rounded(high, unit)}"
+
+
+def unit_of(result: dict[str, Any], name: str) -> str:
+    return result.get("units", {}).get(name, PERCENT)
+
+
+def _rounded(value: float, unit: str, finer: bool = False) -> str:
+    """Percents to a tenth; other units, whose size can be anything, to three or four figures."""
+    if unit == PERCENT:
+        return f"{value:.{1 + finer}f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{3 + finer}g}"
+
+
+def _intervals(outcome: Outcome) -> dict[str, tuple[float, float]]:
+    drawn = {name: of_mean(scores) for name, scores in outcome.scores.items()} | outcome.intervals
+    return {name: ends for name, ends in drawn.items() if np.isfinite(ends).all()}
 
 
 def _place(result: dict[str, Any]) -> list[str]:
@@ -138,14 +175,15 @@ def _place(result: dict[str, Any]) -> list[str]:
     return [result["task"], *names, result["backbone"]["spec"]]
 
 
-def _data(sources: dict[str, Source]) -> dict[str, dict[str, Any]]:
+def _data(sources: Mapping[str, Data]) -> dict[str, dict[str, Any]]:
     return {
         part: {"fingerprint": source.fingerprint, "pictures": len(source)} for part, source in sources.items()
     }
 
 
 def _settings(config: EvalConfig) -> dict[str, Any]:
-    return {key: value for key, value in identity(config).items() if key not in ELSEWHERE}
+    """Every setting that changes the figures; what lies at a `place` is stated by its content."""
+    return identity(config)
 
 
 def _versions() -> dict[str, str]:

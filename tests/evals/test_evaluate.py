@@ -18,7 +18,6 @@ from dinov2.models.config import vit_config
 from dinov2.models.vit import VisionTransformer
 from evals.__main__ import main
 from evals.backbones import load
-from evals.results import interval
 from tests.faults import assert_survives, when
 from tests.pictures import class_folder, encoded, picture
 
@@ -131,14 +130,6 @@ def test_untrained_has_the_architecture_and_other_weights(place):
     assert len({model.weights_hash() for model in (trained, first, other)}) == 3
     timm = load("untrained:timm:vit_tiny_patch16_224?seed=4", "cpu")
     assert timm.weights_hash() == load_backbone("timm:vit_tiny_patch16_224?seed=4").weights_hash()
-
-
-def test_the_interval_is_that_of_drawing_pictures_again():
-    scores = np.random.default_rng(0).random(400).round(1)
-    draws = np.random.default_rng(1).integers(0, 400, (4000, 400))
-    reference = np.percentile(100 * scores[draws].mean(1), [2.5, 97.5])
-    assert interval(scores) == pytest.approx(reference, abs=0.3)
-    assert interval(np.ones(5)) == (100.0, 100.0)
 
 
 def test_two_at_once_measure_once(place, tmp_path):
