@@ -1,99 +1,14 @@
-"""Sixteen kinds of copies of pictures, as people make them, and how many of each kind curation finds."""
+"""How many copies of each kind, hidden among their originals, curation finds."""
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image
 from pyarrow import parquet
 
+from curation.copies import KINDS, QUALITY
 from dinov2.data.sources import open_source
-
-Random = np.random.Generator
-Picture = Image.Image
-
-
-def _again(image: Picture, quality: int) -> Picture:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return Image.open(file).convert("RGB")
-
-
-def _crop(image: Picture, draw: Random, low: float, high: float) -> Picture:
-    """A window of this share of the area."""
-    side = float(np.sqrt(draw.uniform(low, high)))
-    wide, tall = (max(16, round(length * side)) for length in image.size)
-    left, top = (
-        int(draw.integers(length - part + 1)) for length, part in zip(image.size, (wide, tall), strict=True)
-    )
-    return image.crop((left, top, left + wide, top + tall))
-
-
-def _noise(image: Picture, draw: Random) -> Picture:
-    values = np.asarray(image, np.float32)
-    return Image.fromarray((values + draw.normal(0, 12, values.shape)).clip(0, 255).astype(np.uint8))
-
-
-def _colour(image: Picture, draw: Random) -> Picture:
-    for quality in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = quality(image).enhance(draw.uniform(0.65, 1.35))
-    return image
-
-
-def _text(image: Picture, draw: Random) -> Picture:
-    image = image.copy()
-    high = image.height // 7
-    at = (image.width // 12, int(draw.integers(image.height - high)))
-    ImageDraw.Draw(image).text(at, "not for sale", fill=(255, 240, 60), font_size=high)
-    return image
-
-
-def _collage(image: Picture, draw: Random) -> Picture:
-    width, height = image.size
-    page = Image.new("RGB", (2 * width, height), tuple(int(level) for level in draw.integers(256, size=3)))
-    page.paste(image, (0, 0))
-    page.paste(ImageOps.posterize(image.transpose(Image.Transpose.ROTATE_180), 3), (width, 0))
-    return page
-
-
-def _screenshot(image: Picture, draw: Random) -> Picture:
-    width, height = image.size
-    bar = height // 6
-    page = Image.new("RGB", (width, height + 2 * bar), (245, 245, 247))
-    page.paste(image, (0, bar))
-    drawn = ImageDraw.Draw(page)
-    drawn.text((width // 20, bar // 4), "12:04   Photos", fill=(20, 20, 20), font_size=bar // 2)
-    drawn.rectangle(
-        (width // 3, height + bar + bar // 3, 2 * width // 3, height + bar + bar // 2), fill=(60, 60, 60)
-    )
-    return page
-
-
-KINDS: dict[str, Callable[[Picture, Random], Picture]] = {
-    "JPEG 60 to 90": lambda image, draw: _again(image, int(draw.integers(60, 91))),
-    "JPEG 30 to 59": lambda image, draw: _again(image, int(draw.integers(30, 60))),
-    "resize": lambda image, draw: ImageOps.scale(image, draw.uniform(0.3, 1.6)),
-    "crop 70 to 90%": lambda image, draw: _crop(image, draw, 0.7, 0.9),
-    "crop 50 to 70%": lambda image, draw: _crop(image, draw, 0.5, 0.7),
-    "colour": _colour,
-    "blur": lambda image, draw: image.filter(ImageFilter.GaussianBlur(draw.uniform(1, 3))),
-    "noise": _noise,
-    "flip": lambda image, draw: ImageOps.mirror(image),
-    "rotation": lambda image, draw: image.rotate(
-        draw.choice([-1, 1]) * draw.uniform(4, 12), Image.Resampling.BICUBIC
-    ),
-    "text overlay": _text,
-    "border": lambda image, draw: ImageOps.expand(
-        image, round(min(image.size) * draw.uniform(0.05, 0.12)), (255, 255, 255)
-    ),
-    "collage": _collage,
-    "screenshot-like": _screenshot,
-    "aspect": lambda image, draw: image.resize(
-        (round(image.width * draw.choice([0.75, 1.33])), image.height)
-    ),
-    "grey": lambda image, draw: image.convert("L").convert("RGB"),
-}
 
 
 def plant(originals: str, folder: Path, *, seed: int = 0, most: int | None = None) -> int:
@@ -112,7 +27,7 @@ def plant(originals: str, folder: Path, *, seed: int = 0, most: int | None = Non
             ending = "png" if name == "original" else "jpg"
             path = folder / name / f"{row:05d}.{ending}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path, quality=88)  # which PNG has none of
+            picture.save(path, quality=QUALITY)  # which PNG has none of
     return count
 
 
