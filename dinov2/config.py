@@ -122,6 +122,15 @@ def identity(config: Any) -> dict[str, Any]:
     }
 
 
+def default_identity(config: Any) -> dict[str, Any]:
+    """What `identity` would be with nothing set, as far as there is a default; of the same named sections."""
+    return {
+        key: default
+        for key, field, _ in _leaves(config)
+        if not field.metadata.get("runtime") and (default := _default(field)) != MISSING
+    }
+
+
 def fingerprint(config: Any) -> str:
     """Hex hash of `identity(config)`; a folder of results belongs to it."""
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
@@ -159,13 +168,17 @@ def usage(schema: type, recipes: str, doc: str) -> str:
     lines = [doc.strip(), ""] if doc else []
     if recipes:
         lines.append("recipes:")
+        known = {field.name for field in dataclasses.fields(schema)}
         for path in sorted((configs_folder() / recipes).glob("*.yaml")):
-            first = path.read_text().partition("\n")[0]
+            text = path.read_text()
+            if not known.issuperset(re.findall(r"^(\w+):", text, re.MULTILINE)):
+                continue  # of another command that shares the folder
+            first = text.partition("\n")[0]
             lines.append(f"  {path.stem:<24} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
         lines.append("")
     lines.append(f"settings ({CHECK} prints them resolved, and does nothing else):")
     for key, field, text in _described(schema):
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # pyright: ignore[reportCallIssue]  # a leaf has one or the other
+        default = _default(field)
         shown = "(required)" if default == MISSING else json.dumps(default)
         lines.append(f"  {key + '=' + shown:<44} {text}".rstrip())
     return "\n".join(lines)
@@ -262,6 +275,14 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    """Of a leaf, which has the one or the other; MISSING where the user must give it."""
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    assert field.default_factory is not dataclasses.MISSING
+    return field.default_factory()
 
 
 def _leaves(config: Any, prefix: str = "", inherited: bool = False) -> Iterator[tuple[str, Any, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dinov2.config import identity, to_yaml
+from dinov2.config import default_identity, identity, to_yaml
 from dinov2.exits import UserError
 from dinov2.files import lock, remove_leftovers, write_text
 
@@ -78,13 +78,31 @@ def _check_owner(folder: Path, config: Any, free: Callable[[str], bool], hint: s
         raise UserError(f"{path} is not of this command; name an empty or new output folder")
     if not _holds_work(folder):
         return
-    # Keys that an older version had, and this one has not, do not count.
+    # A folder of an older version lacks the keys that came since: it was made with what is their default now,
+    # unless they are of a section named by the user. Keys that are gone do not count.
+    there |= {
+        key: default
+        for key, default in default_identity(config).items()
+        if there[key] == UNSET and not _named_since(stored, config, key)
+    }
     differing = [key for key, value in here.items() if there[key] != value and not free(key)]
     if differing:
         listed = ", ".join(f"{key} ({there[key]} there, {here[key]} here)" for key in differing)
         raise UserError(
             f"output={folder} belongs to other settings: {listed}; use those or another folder{hint}"
         )
+
+
+def _named_since(stored: Any, config: Any, key: str) -> bool:
+    """Whether a dotted key is of a section, by a name of the user's own, that the stored settings lack."""
+    gone = False
+    for part in key.split(".")[:-1]:
+        gone = gone or part not in stored
+        if gone and isinstance(config, dict):
+            return True
+        stored = {} if gone else stored[part]
+        config = config[part] if isinstance(config, dict) else getattr(config, part)
+    return False
 
 
 def _at(values: Any, key: str) -> Any:

@@ -23,6 +23,8 @@ from dinov2.config import (
 from dinov2.exits import UserError
 from dinov2.files import lock, whole_folder, write_whole
 from dinov2.folders import claim
+from dinov2.train.ablations import AblationConfig
+from dinov2.train.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class Settings:
     inner: Inner = section(Inner)
     machine: Inner = runtime(Inner)
     shares: dict[str, float] = by_name()
+    sets: dict[str, Inner] = by_name()
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,33 @@ def test_runtime_settings_are_no_part_of_the_identity():
 def test_help_shows_each_setting_with_default_and_comment():
     text = usage(Settings, "", "What it does.")
     assert "data=(required)" in text and "where pictures lie" in text and "inner.rate=0.001" in text
+
+
+def test_help_lists_the_recipes_of_this_command_alone():
+    train, ablate = (usage(kind, "train", "") for kind in (TrainConfig, AblationConfig))
+    assert "\n  small_cpu " in train and "\n  ablation_losses " not in train
+    assert "\n  small_cpu " not in ablate and "\n  ablation_losses " in ablate
+
+
+def test_a_setting_that_a_folder_is_older_than_counts_as_its_default(tmp_path: Path):
+    def opens(*words: str) -> bool:
+        try:
+            with claim(tmp_path, read(Settings, ["data=x", *words])):
+                return True
+        except UserError as error:
+            assert "belongs to other settings" in str(error)
+            return False
+
+    (tmp_path / "result").touch()
+    for older in ("data: x\n", "data: x\ninner: {rate: 0.001}\nsets: {}\n", "data: x\ngone: 5\n"):
+        for words in (["count=2"], ["inner.sizes=[3]"], ["shares={a: 1}"], ["sets.a.rate=0.001"]):
+            (tmp_path / "config.yaml").write_text(older)
+            assert not opens(*words)
+        assert opens() and opens("output=elsewhere")
+    (tmp_path / "config.yaml").write_text("data: x\nsets: {a: {rate: 0.5}}\n")
+    assert not opens() and not opens("sets.a.rate=0.5", "sets.a.note=new") and opens("sets.a.rate=0.5")
+    (tmp_path / "config.yaml").write_text("count: 1\n")
+    assert not opens()  # what must be given has no default
 
 
 def test_numbers_that_are_too_small_are_named_by_their_keys():
