@@ -1,11 +1,11 @@
 """Choose from a pool the pictures to train on; write shards, a manifest and a reason for every decision.
 
-Stages, in this order: ingest, embed, duplicates, holdout, clusters, retrieval, budget, write, report. Each
-leaves its files under output/stages/NAME and may be killed at any moment: the same command continues.
-stop_after=NAME ends early. from_stage=NAME decides again in a finished folder: settings of that stage and
-of later ones may be new, and what was searched for is not searched again. from_stage=ingest takes up pictures
-that came to the sources or went; what was there is not read again. remove=LIST output=DIR takes pictures
-out of a finished folder.
+Stages, in this order: ingest, embed, calibrate, duplicates, holdout, clusters, retrieval, budget, write,
+report. Each leaves its files under output/stages/NAME and may be killed at any moment: the same command
+continues. stop_after=NAME ends early. from_stage=NAME decides again in a finished folder: settings of that
+stage and of later ones may be new, and what was searched for is not searched again. from_stage=ingest takes
+up pictures that came to the sources or went; what was there is not read again. remove=LIST output=DIR takes
+pictures out of a finished folder.
 
 On many machines: shard=i/n does a part of the first stage that is not finished, shard=merge then goes on.
 """
@@ -16,7 +16,19 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from curation import budget, clusters, duplicates, embed, holdout, ingest, report, retrieval, takedown, write
+from curation import (
+    budget,
+    calibrate,
+    clusters,
+    duplicates,
+    embed,
+    holdout,
+    ingest,
+    report,
+    retrieval,
+    takedown,
+    write,
+)
 from curation.config import CurateConfig, stage_of
 from curation.pieces import Workers
 from curation.run import Run
@@ -29,6 +41,7 @@ from dinov2.folders import claim
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "ingest": ingest.run,
     "embed": embed.run,
+    "calibrate": calibrate.run,
     "duplicates": duplicates.run,
     "holdout": holdout.run,
     "clusters": clusters.run,
@@ -66,6 +79,8 @@ def curate(run: Run) -> None:
             remove_leftovers(leftover)  # of processes that were killed
     if run.done("embed") is None:
         embed.check(run.config)
+        if (line := calibrate.borrowed(run.config)) is not None:
+            _say(line)
     with _one_at_a_time(run):
         run.check_sources()
     again = _from(run.config.from_stage)

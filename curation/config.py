@@ -22,6 +22,7 @@ FLAGS = {"small", "blank", "aspect"}
 TOLD = {
     "ingest": ("pool", "seeds", "holdout", "as_is", "ingest"),
     "embed": ("backbone", "seed", "embed"),
+    "calibrate": ("calibrate",),
     "duplicates": ("duplicates", "search"),
     "holdout": ("leaks",),
     "clusters": ("clusters",),
@@ -30,12 +31,23 @@ TOLD = {
     "write": ("write",),
     "report": (),
 }
+# Settings of later stages that a stage reads too.
+ALSO = {
+    "calibrate": (
+        *(f"duplicates.{name}" for name in ("hash_distance", "k", "cosine", "always", "verify")),
+        *(f"{section}.{name}" for section in ("duplicates", "leaks") for name in ("threshold", "loosest")),
+        "leaks.verify",
+        "leaks.cosine",
+    )
+}
 # What is decided with what was read or searched for; all else is for reading and searching.
 DECIDING = {
     "enabled",
     "chains",
     "loosest",
     "threshold",
+    "precision",
+    "leaks",
     "method",
     "keep",
     "split",
@@ -75,6 +87,16 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrateConfig:
+    """Thresholds that are null are chosen on synthetic copies of the pool's own pictures."""
+
+    pictures: int = 0  # of the pool that are copied in 16 kinds, to see what a threshold finds; 0: none
+    among: int = 20_000  # pictures of the pool that copies are looked for in
+    precision: float = 0.95  # of pairs, from duplicates.threshold on, if every picture had one copy
+    leaks: float = 0.8  # likewise from leaks.threshold on
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """How nearest neighbours by embedding are searched."""
 
@@ -95,12 +117,7 @@ class NearConfig:
     always: int = 16  # candidates: so many nearest neighbours whatever their cosine
     verify: bool = True  # similarity is the alignment's score; else the cosine itself
     loosest: float = 0.5  # edges are stored from this similarity on
-    threshold: float = 0.75  # edges count from this similarity on
-
-    @property
-    def stored_from(self) -> float:
-        """Least similarity of an edge that is stored."""
-        return min(self.loosest, self.threshold)
+    threshold: float | None = None  # edges count from here on; null: calibrated, or see curation.calibrate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +141,7 @@ class DuplicatesConfig(NearConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LeaksConfig(NearConfig):
-    threshold: float = 0.7  # looser than for duplicates: a leak costs more than a picture
+    """As for duplicates, between the pool and the holdout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +226,7 @@ class CurateConfig:
     cache: str | None = runtime(None)  # folder for tar indexes and what comes from URLs; null: the user's
     ingest: IngestConfig = section(IngestConfig)
     embed: EmbedConfig = section(EmbedConfig)
+    calibrate: CalibrateConfig = section(CalibrateConfig)
     duplicates: DuplicatesConfig = section(DuplicatesConfig)
     leaks: LeaksConfig = section(LeaksConfig)
     clusters: ClustersConfig = section(ClustersConfig)
@@ -244,6 +262,8 @@ class CurateConfig:
             raise UserError(f"clusters.levels={self.clusters.levels}: give falling numbers of clusters")
         at_least(1, self, "ingest.piece", "embed.copied", "embed.dimension", "embed.sample", "embed.batch")
         at_least(1, self, "duplicates.k", "leaks.k", "retrieval.k", "retrieval.each", "write.shard")
+        at_least(1, self, "calibrate.among")
+        at_least(0, self, "calibrate.pictures")
         at_least(1, self, "clusters.nearest", "clusters.rounds")
         at_least(0, self, "workers")
         if self.budget.pictures is not None and self.budget.pictures < 1:

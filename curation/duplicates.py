@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from curation.calibrate import threshold_of
 from curation.near import Pictures, Rows, near_pairs
 from curation.run import Run
 from dinov2.files import write_table
@@ -39,9 +40,10 @@ def run(run: Run) -> dict[str, Any]:
         counts = np.ones(len(near), bool)
     else:
         candidates, likeness = near_pairs(run, "duplicates", pool, unlike, None, settings)
-        stored = likeness >= settings.stored_from
+        threshold = threshold_of(run, "duplicates")
+        stored = likeness >= min(settings.loosest, threshold)
         near, likeness = candidates.pairs[stored], likeness[stored]
-        counts = likeness >= settings.threshold
+        counts = likeness >= threshold
     pairs = np.concatenate([exact, near])
     similarity = np.concatenate([np.ones(len(exact), np.float32), likeness])
     a, b = (pool.ids.take(pa.array(end)) for end in np.sort(pairs, axis=1).T)

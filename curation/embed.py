@@ -33,7 +33,7 @@ ROWS_PER_FILE = 8192
 def run(run: Run) -> dict[str, Any]:
     """Embed all sets alike."""
     if run.config.backbone == BUILT_IN:
-        whitening = _whitening(run)
+        whitening = whitening_of(run)
         for role in run.sets:
             _embed_descriptor(run, role, whitening)
         run.share.leave("embed")
@@ -45,7 +45,7 @@ def run(run: Run) -> dict[str, Any]:
     return {"pictures": count, "dimension": dimension}
 
 
-def _whitening(run: Run) -> Whitening:
+def whitening_of(run: Run) -> Whitening:
     """Fitted once, on the pool pictures with the lowest ids (ids are hashes, so that is a random sample)."""
     path = run.stage("embed") / "whitening.npz"
     before = run.before("embed")
@@ -115,10 +115,10 @@ def _unreadable(table: pa.Table, errors: pa.ChunkedArray) -> list[list[str]]:
 def check(config: CurateConfig) -> None:
     """Raises UserError for a backbone that could not embed, before the pool is read, which may take long."""
     if config.backbone != BUILT_IN:
-        _backbone(config)
+        embedder_of(config)
 
 
-def _backbone(config: CurateConfig) -> "BackboneEmbedder":
+def embedder_of(config: CurateConfig) -> "BackboneEmbedder":
     from dinov2.features import BackboneEmbedder  # imported here: the descriptor does without torch
     from dinov2.models import load_backbone
     from dinov2.parallel import pick_device
@@ -134,7 +134,7 @@ def _embed_backbone(run: Run) -> None:
     from dinov2.features.folder import META
 
     config = run.config.embed
-    embedder = _backbone(run.config)
+    embedder = embedder_of(run.config)
     for role, source in run.sets.items():
         readable = source.select(np.flatnonzero(Ingested(run, role).table["error"].is_null().to_numpy()))
         before = run.before("embed")

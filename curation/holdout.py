@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from curation.calibrate import threshold_of
 from curation.near import Pictures, Rows, near_pairs
 from curation.run import Run
 from dinov2.files import write_table
@@ -26,13 +27,14 @@ def run(run: Run) -> dict[str, Any]:
     live = np.flatnonzero(run.kept(pool.ids, ["ingest"]))
     exact = _exact_leaks(pool, held, live)
     candidates, similarity = near_pairs(run, "holdout", pool, live, held, settings)
-    stored = similarity >= settings.stored_from
+    threshold = threshold_of(run, "holdout")
+    stored = similarity >= min(settings.loosest, threshold)
     pairs = np.concatenate([exact, candidates.pairs[stored]])
     similarity = np.concatenate([np.ones(len(exact), np.float32), similarity[stored]])
     pairs, similarity = _once(pairs, similarity)
     run.write_edges("holdout", pool.ids.take(pairs[:, 0]), held.ids.take(pairs[:, 1]), similarity)
 
-    counted = similarity >= settings.threshold
+    counted = similarity >= threshold
     _write_leaks(
         run,
         pool.ids.take(pa.array(pairs[counted, 0])),

@@ -8,6 +8,7 @@ similarity. With `verify` off the similarity is the cosine, as DINOv2 (app. A) d
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -164,14 +165,15 @@ def _gathered(run: Run, stage: str, first: Pictures, second: Pictures | None) ->
         for mine, theirs in zip(first.hashes, other.hashes, strict=True):
             apart = np.bitwise_count(mine[pairs[:, 0]] ^ theirs[pairs[:, 1]]).astype(np.int64)
             hamming = np.minimum(hamming, apart)
-        parts.append((pairs, _cosines(first, other, pairs), hamming))
+        parts.append((pairs, cosines(first.vectors, other.vectors, pairs), hamming))
     return Candidates(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def _cosines(first: Pictures, second: Pictures, pairs: Rows) -> NDArray[np.float32]:
+def cosines(first: Any, second: Any, pairs: Rows) -> NDArray[np.float32]:
+    """Of pairs of rows of two sets of fp16 vectors."""
     cosine = np.empty(len(pairs), np.float32)
     for at in range(0, len(pairs), PAIRS_PER_PIECE):
         a, b = pairs[at : at + PAIRS_PER_PIECE].T
-        products = first.vectors[a].astype(np.float32) * second.vectors[b].astype(np.float32)
+        products = first[a].astype(np.float32) * second[b].astype(np.float32)
         cosine[at : at + len(a)] = products.sum(axis=1)
     return np.round(cosine, 4)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from curation.calibrate import threshold_of
 from curation.ingest import Ingested
 from curation.near import Candidates, scores_of
 from curation.run import Run
@@ -41,12 +42,9 @@ def run(run: Run) -> dict[str, Any]:
     page.flow(list(_flow(run, len(decisions))))
     page.numbers(_numbers(run, len(decisions), kept))
     _dropped_pairs(page, run, decisions, pictures)
-    for stage, kind, settings in (
-        ("duplicates", "duplicates", run.config.duplicates),
-        ("holdout", "leaks", run.config.leaks),
-    ):
+    for stage, kind in (("duplicates", "duplicates"), ("holdout", "leaks")):
         if (run.stage(stage) / "candidates.parquet").exists():
-            _threshold(page, run, stage, kind, settings.threshold, pictures)
+            _threshold(page, run, stage, kind, threshold_of(run, stage), pictures)
     _components(page, run, decisions, pictures)
     _clusters(page, run, pictures)
     _retrieved(page, run, pictures)

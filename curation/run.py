@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from curation.config import DECIDING, TOLD, CurateConfig, stage_of
+from curation.config import ALSO, DECIDING, TOLD, CurateConfig, stage_of
 from curation.pieces import Workers
 from curation.shares import Share
 from curation.takedown import taken
@@ -32,7 +32,7 @@ DROPPED_SCHEMA = pa.schema(
     {"id": pa.large_string(), "evidence": pa.large_string(), "similarity": pa.float32(), "error": pa.string()}
 )
 # In a stage's folder: what it read or searched for, before it decided.
-SEARCHED = ("pool", "seeds", "holdout", "search", "candidates.parquet", "aligned")
+SEARCHED = ("pool", "seeds", "holdout", "copies", "search", "candidates.parquet", "aligned", "originals")
 ROLES = ("pool", "seeds", "holdout", "as_is")
 SOURCES = "sources.json"  # in stages/: the sources' fingerprints
 BEFORE = "stages.before"  # the stages of the pictures that were there before the sources changed
@@ -89,13 +89,17 @@ class Run:
     def _told(self, name: str) -> dict[str, str]:
         """Hashes of all that a stage is told, of what its search is told, and of the stage's own settings."""
         stages = list(TOLD)
-        known = stages[: stages.index(name) + 1]
-        settings = {key: value for key, value in identity(self.config).items() if stage_of(key) in known}
+        known, also = stages[: stages.index(name) + 1], ALSO.get(name, ())
+        settings = {
+            key: value
+            for key, value in identity(self.config).items()
+            if stage_of(key) in known or key in also
+        }
         searching = {
             key: value
             for key, value in settings.items()
             if (stage_of(key) in ("ingest", "embed") and stage_of(key) != name)
-            or (stage_of(key) == name and key.rpartition(".")[2] not in DECIDING)
+            or ((stage_of(key) == name or key in also) and key.rpartition(".")[2] not in DECIDING)
         }
         own = {key: value for key, value in settings.items() if stage_of(key) == name and key not in ROLES}
         return {"told": self._hash(settings), "searched": self._hash(searching), "own": _hash(own)}

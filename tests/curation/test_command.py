@@ -17,8 +17,9 @@ RESULTS = [
     "out/shards/*",
     "out/edges/*",
     "out/clusters.parquet",
+    "out/stages/calibrate/c*.parquet",
 ]
-SMALL_PIECES = ["ingest.piece=8", "write.shard=5"]
+SMALL_PIECES = ["ingest.piece=8", "write.shard=5", "calibrate.pictures=2"]
 
 
 @pytest.fixture(scope="module")
