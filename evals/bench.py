@@ -60,16 +60,19 @@ class Bench:
 
         There may be more in a vector than was asked for: take the columns of the token's parts.
         """
+        return self.embedded(source, self.embedder(token))
+
+    def embedded(self, source: Source, wanted: Embedder, *, batch: int | None = None) -> Embeddings:
+        """The same by a task's own embedder; `batch` where pictures of several sizes cannot be stacked."""
         start = time.perf_counter()
-        wanted = self.embedder(token)
         folder = self.folder / FEATURES / _key(wanted.meta, source)
         found = _wide_enough(folder, wanted.meta["parts"])
         if found is None:
             found = embed(
                 source,
                 wanted,
-                folder / token,
-                batch=self.config.batch,
+                folder / wanted.meta["token"],
+                batch=batch or self.config.batch,
                 workers=self.config.workers,
                 what=f"features of {source.name}",
             )

@@ -11,14 +11,20 @@ from numpy.typing import NDArray
 
 DRAWS = 2000  # samples of a mean; those of other figures, which cost more each, are fewer
 COVERED = (2.5, 97.5)
+FEW = 64  # different scores, up to which counting them is quicker than picking pictures
 
 
 def of_mean(scores: NDArray[np.floating], *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
     """The interval of the mean of what each picture scores [n], in percent."""
+    generator = np.random.default_rng(seed)
     values, counts = np.unique(scores, return_counts=True)
-    # Drawing pictures with replacement is drawing how often each value comes: few values, so little work.
-    drawn = np.random.default_rng(seed).multinomial(len(scores), counts / len(scores), size=draws)
-    low, high = np.percentile(drawn @ values / len(scores), COVERED)
+    if len(values) <= FEW:
+        # Drawing pictures with replacement is drawing how often each value comes.
+        drawn = generator.multinomial(len(scores), counts / len(scores), size=draws)
+        means = drawn @ values / len(scores)
+    else:
+        means = [scores[generator.integers(len(scores), size=len(scores))].mean() for _ in range(draws)]
+    low, high = np.percentile(means, COVERED)
     return 100 * float(low), 100 * float(high)
 
 

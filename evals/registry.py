@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from evals import knn, linear
+from evals import knn, linear, retrieval
 from evals.config import EvalConfig
 from evals.data import labelled_parts
 
@@ -30,4 +30,10 @@ class Task:
 TASKS: dict[str, Task] = {
     "knn": Task(knn.KNNConfig, labelled_parts, knn.run, "classification by nearest neighbours"),
     "linear": Task(linear.LinearConfig, labelled_parts, linear.run, "linear classification, a grid of heads"),
+    "retrieval": Task(
+        retrieval.RetrievalConfig,
+        retrieval.open_sets,
+        retrieval.run,
+        "finding what shows the same",
+    ),
 }

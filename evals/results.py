@@ -54,11 +54,11 @@ class Outcome:
     """
 
     headline: str
-    metrics: dict[str, float]
-    units: dict[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float]
+    units: Mapping[str, str] = field(default_factory=dict)
     lower: tuple[str, ...] = ()
-    scores: dict[str, NDArray[np.floating]] = field(default_factory=dict)
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    scores: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     draw: Callable[[Page], None] | None = None
 
@@ -93,7 +93,7 @@ def as_result(
         },
         "settings": _settings(config),
         "headline": outcome.headline,
-        "metrics": outcome.metrics,
+        "metrics": dict(outcome.metrics),
         "units": {name: outcome.units.get(name, PERCENT) for name in outcome.metrics},
         "lower_is_better": sorted(outcome.lower),
         "intervals": _intervals(outcome),
@@ -166,7 +166,7 @@ def _rounded(value: float, unit: str, finer: bool = False) -> str:
 
 
 def _intervals(outcome: Outcome) -> dict[str, tuple[float, float]]:
-    drawn = {name: of_mean(scores) for name, scores in outcome.scores.items()} | outcome.intervals
+    drawn = {name: of_mean(scores) for name, scores in outcome.scores.items()} | dict(outcome.intervals)
     return {name: ends for name, ends in drawn.items() if np.isfinite(ends).all()}
 
 

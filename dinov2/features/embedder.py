@@ -18,7 +18,15 @@ from dinov2.models.backbone import Backbone
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # by name
 LONGEST = 8  # times the short side; a longer strip is cut to its middle before it is enlarged
-PART = re.compile(r"cls([1-9]\d*)?|mean")
+GEM_POWER, GEM_LEAST = 4.0, 1e-6  # of the generalised mean, and what is below counts as it
+PART = re.compile(r"cls([1-9]\d*)?|mean|gem")
+
+
+def gem(patches: Float[Tensor, "n patches dim"]) -> Float[Tensor, "n dim"]:
+    return patches.clamp(min=GEM_LEAST).pow(GEM_POWER).mean(1).pow(1 / GEM_POWER)
+
+
+POOLS: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda patches: patches.mean(1), "gem": gem}
 
 
 class Embedder(Protocol):
@@ -106,8 +114,9 @@ class BackboneEmbedder:
         backbone: on `device`, in evaluation mode.
         size: pixels along a side of what it sees.
         resize: pixels of the short side before the centre crop; by default 256 for 224, in proportion.
-        token: parts joined by +: "cls"; "cls4", the CLS tokens of the last four blocks; "mean" of the last
-            block's patch tokens. All after the final norm.
+        token: parts joined by +: "cls"; "cls4", the CLS tokens of the last four blocks; "mean" or "gem" of
+            the last block's patch tokens, gem being the generalised mean with power 4 of what is positive,
+            as in DINO's copy detection (arXiv 2104.14294, sec. 4.2). All after the final norm.
         normalised: give vectors of length 1.
         dtype: float32, or what autocast is to use.
 
@@ -159,8 +168,8 @@ class BackboneEmbedder:
             patches, cls = self._layers(images)
         found = []
         for name in self.token.split("+"):
-            if name == "mean":
-                found.append(("mean", patches.float().mean(1)))
+            if name in POOLS:
+                found.append((name, POOLS[name](patches.float())))
             else:
                 last = int(name.removeprefix("cls") or 1)
                 found += [(f"cls-{last - place}", one.float()) for place, one in enumerate(cls[-last:])]
@@ -204,7 +213,7 @@ def _blocks_wanted(token: str, backbone: Backbone) -> int:
     """How many of the last blocks these parts need."""
     parts = [PART.fullmatch(name) for name in token.split("+")]
     if not all(parts) or len(set(token.split("+"))) != len(parts):
-        raise UserError(f"token={token} is unknown: join cls, cls4 or mean by +")
+        raise UserError(f"token={token} is unknown: join cls, cls4, mean or gem by +")
     last = max(int(part[1] or 1) for part in parts if part)
     if last > backbone.n_blocks:
         raise UserError(f"token={token} needs {last} blocks, the backbone has {backbone.n_blocks}")

@@ -14,6 +14,8 @@ def test_the_interval_of_a_mean_is_that_of_drawing_pictures_again():
     reference = np.percentile(100 * scores[draws].mean(1), [2.5, 97.5])
     assert of_mean(scores) == pytest.approx(reference, abs=0.3)
     assert of_mean(np.ones(5)) == (100.0, 100.0)
+    fine = scores + np.random.default_rng(2).random(400) * 1e-6  # as many values as pictures
+    assert of_mean(fine) == pytest.approx(reference, abs=0.3)
 
 
 def test_the_interval_of_sums_is_that_of_drawing_pictures_again():

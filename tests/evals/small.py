@@ -1,0 +1,32 @@
+"""A backbone that takes milliseconds, and the command on it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dinov2.export import save_backbone
+from dinov2.models.config import vit_config
+from dinov2.models.vit import VisionTransformer
+from evals.__main__ import main
+
+
+def small_backbone(folder: Path) -> str:
+    """Fresh weights, patches of 8, made for 32 pixels; returns the folder's name."""
+    torch.manual_seed(0)
+    vit = VisionTransformer(
+        vit_config("vit_tiny", dim=48, heads=3, depth=2, patch=8, image_size=32, layer_scale=1.0)
+    )
+    mean, std = vit.normalisation
+    save_backbone(vit, None, folder / "backbone", mean=mean, std=std, card={})
+    return str(folder / "backbone")
+
+
+def result_of(backbone: str, task: str, *words: str, output: Path, **settings: Any) -> dict[str, Any]:
+    """Run the command in this process, and read the one result that came."""
+    before = set(output.glob("results/*.json"))
+    named = [f"{name}={value}" for name, value in settings.items()]
+    main([backbone, task, *words, *named, f"output={output}", f"cache={output / '.cache'}"])
+    (path,) = set(output.glob("results/*.json")) - before
+    return json.loads(path.read_text())
