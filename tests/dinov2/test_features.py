@@ -59,6 +59,7 @@ def test_tokens_are_those_of_the_published_interface(backbone):
     expected = {
         "cls": features["x_norm_clstoken"],
         "mean": features["x_norm_patchtokens"].mean(1),
+        "gem": features["x_norm_patchtokens"].clamp(min=1e-6).pow(4).mean(1).pow(0.25),
         "cls2+mean": torch.cat([layers[0][1], layers[1][1], layers[1][0].mean(1)], 1),
     }
     for token, vectors in expected.items():
@@ -124,7 +125,7 @@ def test_what_cannot_be_embedded_says_why(backbone, pictures, tmp_path):
     with pytest.raises(UserError, match="resize=32 is less"):
         BackboneEmbedder(backbone, size=64, resize=32)
     with pytest.raises(UserError, match="join cls"):
-        BackboneEmbedder(backbone, size=64, token="gem")
+        BackboneEmbedder(backbone, size=64, token="max")
     with pytest.raises(UserError, match="needs 4 blocks, the backbone has 3"):
         BackboneEmbedder(backbone, size=64, token="cls4")
     with pytest.raises(UserError, match="no finished embeddings"):
