@@ -43,7 +43,7 @@ class Heartbeat:
         self.pause = min(10.0, limit / 10)
         self.saved = checkpoints.steps()[-1:]
         self.step, self.doing, self.since, self.allowed = 0, "starts", time.monotonic(), LONGER * limit
-        self.beats, self.left = 0, ""
+        self.beats, self.left, self.blamed = 0, "", ""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
@@ -112,7 +112,7 @@ class Heartbeat:
         if time.monotonic() - self.since <= self.allowed:
             return  # it went on while we looked
         stop = self._stop(line)
-        self.left = line
+        self.left = self.blamed = line
         self._beat()
         print(f"dinov2 train: {stop}", file=sys.stderr, flush=True)
         os._exit(stop.status)
@@ -126,6 +126,8 @@ class Heartbeat:
         """Who left or fell silent when a collective failed here; empty if all the others are there."""
         ranks, silent = self._look()
         left = {place: one["left"] for place, one in ranks.items() if one["left"] and place != rank()}
+        if blamed := _blamed(ranks):
+            return blamed
         if left:
             place = min(left)
             return f"rank {place} has left at step {ranks[place]['step']} ({left[place][:200]})"
@@ -152,7 +154,7 @@ class Heartbeat:
         found = {}
         for place in range(world()):
             found[place] = {"beats": -1, "step": 0, "doing": "starts", "left": "", "long": False, "for": 0.0}
-            found[place] |= {"at": "", "in_collective": False}
+            found[place] |= {"at": "", "in_collective": False, "blamed": ""}
             with suppress(OSError, ValueError):
                 found[place] |= json.loads((self.folder / f"{place}.json").read_text())
         return found
@@ -166,6 +168,7 @@ class Heartbeat:
             "for": round(time.monotonic() - self.since, 1),
             "long": self.allowed > self.limit and time.monotonic() - self.since < self.allowed,
             "left": self.left,
+            "blamed": self.blamed,
             **_whereabouts(),
         }
         path = self.folder / f"{rank()}.json"
@@ -177,6 +180,8 @@ class Heartbeat:
 
 def _blame(ranks: dict[int, dict[str, Any]], silent: list[int], mine: dict[str, Any]) -> str:
     stood = f"no step for {mine['for']:.0f} s"
+    if blamed := _blamed(ranks):
+        return blamed
     if silent:
         one = ranks[silent[0]]
         who = ", ".join(map(str, silent))
@@ -193,6 +198,11 @@ def _blame(ranks: dict[int, dict[str, Any]], silent: list[int], mine: dict[str, 
     one = ranks[last[0]]
     who = f"rank {', '.join(map(str, last))} {one['doing']}"
     return f"{stood}: {who} at step {one['step']} for {one['for']:.0f} s (at {one['at']})"
+
+
+def _blamed(ranks: dict[int, dict[str, Any]]) -> str:
+    """Whom a rank named that ended for it: the reason is there, not with the one that ended."""
+    return next((one["blamed"] for one in ranks.values() if one["blamed"]), "")
 
 
 def _whereabouts() -> dict[str, Any]:

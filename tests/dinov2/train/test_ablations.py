@@ -17,6 +17,7 @@ variants:
 """
 
 
+@pytest.mark.long
 def test_what_is_done_is_kept_and_what_failed_is_named_and_tried_again(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -44,7 +44,13 @@ def test_a_rank_that_sleeps_is_named_by_all_and_without_a_checkpoint_the_status_
             assert "no checkpoint was saved" in said
 
 
-@pytest.mark.parametrize("blow", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
+@pytest.mark.parametrize(
+    "blow",
+    [
+        pytest.param(signal.SIGSTOP, id="stopped", marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, id="killed"),
+    ],
+)
 def test_a_rank_that_is_stopped_or_dies_is_named_and_after_a_checkpoint_the_status_is_75(
     pictures: Path, tmp_path: Path, blow: signal.Signals
 ):

@@ -52,6 +52,7 @@ def test_bad_batches_are_cut_out_and_a_killed_run_cuts_the_same(
     assert seen == [batch for batch in range(seen[-1] + 1) if batch not in cut_out]
 
 
+@pytest.mark.long
 def test_damaged_weights_are_neither_saved_nor_exported_and_the_run_recovers(pictures: Path, tmp_path: Path):
     clean, hurt = (tmp_path / name for name in ("clean", "hurt"))
     clean.mkdir()
