@@ -1,6 +1,6 @@
 """What a threshold means for the embedding in use, measured on synthetic copies of the pool's own pictures.
 
-Some pictures of the pool are copied in all kinds of `curation.copies`. Each copy is looked for among pictures
+Some pictures of the pool are copied in all kinds of `dinov2.data.copies`. Each copy is looked for among pictures
 of the pool as a duplicate would be, and what was found is counted for every threshold: the share of copies
 found, by kind, and the share of pairs that are a copy and its original. The latter is a precision if each
 picture of the pool had one copy in it; pairs of different pictures are counted up to the pool's size.
@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from curation.config import CurateConfig
-from curation.copies import KINDS
 from curation.ingest import Stack
 from curation.near import Pictures, Piece, Rows, align_piece, cosines
 from curation.planted import Copies, plant
 from curation.run import Run
 from curation.search import Job, Side, gathered, prepare, search_pieces
+from dinov2.data.copies import KINDS
 from dinov2.exits import UserError
 from dinov2.files import read_json, write_json, write_table
 

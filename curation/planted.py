@@ -19,9 +19,9 @@ from threadpoolctl import threadpool_limits
 
 from curation import descriptor, embed, looks
 from curation.config import BUILT_IN
-from curation.copies import copies_of
 from curation.ingest import Ingested, Stack
 from curation.run import Run
+from dinov2.data.copies import copies_of
 from dinov2.data.decode import Unreadable, decode
 from dinov2.data.sources import Source
 from dinov2.files import write_table, write_whole
@@ -37,7 +37,7 @@ class Copies:
     """All copies, in the order of their pictures."""
 
     row: Rows  # of its picture among the pool's readable ones
-    kind: Rows  # place in `curation.copies.KINDS`
+    kind: Rows  # place in `dinov2.data.copies.KINDS`
     thumbs: Stack
     vectors: NDArray[np.float16]
     hashes: list[NDArray[np.uint64]]

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from pyarrow import parquet
 
-from curation.copies import KINDS, QUALITY
+from dinov2.data.copies import KINDS, QUALITY
 from dinov2.data.sources import open_source
 
 

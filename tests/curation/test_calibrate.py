@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from curation.calibrate import GRID, borrowed, curve, picked
 from curation.config import CurateConfig, DuplicatesConfig, LeaksConfig
-from curation.copies import KINDS
+from dinov2.data.copies import KINDS
 from dinov2.exits import UserError
 from dinov2.files import read_json
 from tests.curation.pools import curate, make_pool, run
