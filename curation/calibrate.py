@@ -1,8 +1,8 @@
 """What a threshold means for the embedding in use, measured on synthetic copies of the pool's own pictures.
 
-Some of the pool's pictures are copied in all kinds of `dinov2.data.copies`. Each copy is looked for among
-those of the pool as a duplicate would be, and what was found is counted for every threshold: the share of
-copies found, by kind, and the share of pairs that are a copy and its original. The latter is a precision if each
+Some pictures of the pool are copied in the kinds of `dinov2.data.copies`. Each copy is looked for among
+pictures of the pool as a duplicate would be, and what was found is counted for every threshold: copies found,
+by kind, and the share of pairs that are a copy and its original. The latter is a precision if each
 picture of the pool had one copy in it; pairs of different pictures are counted up to the pool's size.
 
 A pool has copies of its own, which nobody has marked. So where two originals, as they are, can be laid over
