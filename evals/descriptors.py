@@ -20,6 +20,7 @@ from evals.bench import Bench
 from evals.config import EvalConfig
 
 FITS = ("crop", "square", "longest")
+LEAST_SPREAD = 1e-6  # variance of a direction that is more than rounding, as a share of the largest
 Edit = Callable[[Image.Image], Image.Image]
 
 
@@ -136,24 +137,29 @@ class Whitening:
     projection: Float[Tensor, "dim kept"]
 
     @classmethod
-    def learnt(cls, rows: Float[Tensor, "n dim"], kept: int) -> "Whitening":
+    def learnt(cls, rows: Float[Tensor, "n dim"], kept: int | None = None) -> "Whitening":
         """From L2-normalised rows of pictures that have nothing to do with those compared.
+
+        Args:
+            kept: directions; None for all that the rows spread in.
 
         Raises:
             UserError: there are too few rows, or they spread in fewer directions than are to be kept.
         """
-        if kept > min(len(rows) - 1, rows.shape[1]):
+        most = min(len(rows) - 1, rows.shape[1])
+        if most < 1 or (kept or 0) > most:
             raise UserError(
-                f"whiten={kept}: {len(rows):,} vectors of {rows.shape[1]} give at most "
-                f"{min(len(rows) - 1, rows.shape[1])} directions"
+                f"whiten={kept}: {len(rows):,} vectors of {rows.shape[1]} give {max(most, 0)} directions"
             )
         exact = rows.double()
         mean = exact.mean(0)
         values, directions = torch.linalg.eigh(torch.cov((exact - mean).T))
-        values, directions = values.flip(0)[:kept], directions.flip(1)[:, :kept]
-        if values[-1] <= 1e-12 * values[0]:
-            spread = int((values > 1e-12 * values[0]).sum())
+        values, directions = values.flip(0), directions.flip(1)
+        spread = int((values[:most] > LEAST_SPREAD * values[0]).sum())
+        if (kept or 1) > spread:
             raise UserError(f"whiten={kept}: the vectors spread in {spread} directions; keep fewer")
+        kept = kept or spread
+        values, directions = values[:kept], directions[:, :kept]
         return cls(mean.float(), (directions / values.sqrt()).float())
 
     def __call__(self, rows: Float[Tensor, "n dim"]) -> Float[Tensor, "n kept"]:

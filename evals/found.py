@@ -1,6 +1,6 @@
 """Queries beside what was found for them: the best and the worst, on a result's page."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -37,8 +37,8 @@ class Found:
 
 def draw_found(
     page: Page,
-    queries: Source,
-    database: Source,
+    queries: Callable[[int], Image.Image],
+    database: Callable[[int], Image.Image],
     found: Sequence[Found],
     *,
     names: Sequence[str] | None = None,
@@ -47,6 +47,7 @@ def draw_found(
     """Queries whose nearest picture is right, and those whose first right one comes latest.
 
     Args:
+        queries, database: a row to what is to be shown of it.
         names: of each query, as its card is to be called.
         ignored: for each query what does not count, and is not shown.
     """
@@ -64,14 +65,19 @@ def draw_found(
             page.gallery(cards, f"{kind}: a query, then what is nearest to it", columns=2, side=SIDE)
 
 
-def _card(queries: Source, database: Source, one: Found, names: Sequence[str] | None) -> Card:
+def _card(
+    queries: Callable[[int], Image.Image],
+    database: Callable[[int], Image.Image],
+    one: Found,
+    names: Sequence[str] | None,
+) -> Card:
     nearest = list(one.order[:BESIDE])
     marks = " ".join("✓" if row in one.right else "✗" for row in nearest)
     name = f"{names[one.query]}: " if names else ""
     late = len(nearest) <= one.first < len(one.order)
     place = f", the first right one is number {one.first + 1:,}" if late else ""
     return Card(
-        pictures=[picture(queries, one.query), *(picture(database, row) for row in nearest)],
+        pictures=[queries(one.query), *map(database, nearest)],
         text=f"{name}{marks}{place}",
         tone="good" if one.first == 0 else "bad",
     )
@@ -83,12 +89,16 @@ def in_rows(source: Source, ids: Sequence[str]) -> Source:
     return source.select([rows[id_] for id_ in ids])
 
 
-def picture(source: Source, row: int) -> Image.Image:
-    """A picture to look at; grey if it cannot be read, for which a page is not worth failing."""
-    try:
-        return decode(source.read(row), at_least=SIDE)
-    except Unreadable:
-        return Image.new("RGB", (SIDE, SIDE), "grey")
+def shown_of(source: Source) -> Callable[[int], Image.Image]:
+    """Pictures to look at; grey where one cannot be read, for which a page is not worth failing."""
+
+    def show(row: int) -> Image.Image:
+        try:
+            return decode(source.read(row), at_least=SIDE)
+        except Unreadable:
+            return Image.new("RGB", (SIDE, SIDE), "grey")
+
+    return show
 
 
 def _spread(some: Sequence[Found]) -> list[Found]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from evals import knn, linear, retrieval
+from evals import copydetect, knn, linear, retrieval
 from evals.config import EvalConfig
 from evals.data import labelled_parts
 
@@ -28,6 +28,9 @@ class Task:
 
 
 TASKS: dict[str, Task] = {
+    "copydetect": Task(
+        copydetect.CopydetectConfig, copydetect.open_sets, copydetect.run, "finding edited copies"
+    ),
     "knn": Task(knn.KNNConfig, labelled_parts, knn.run, "classification by nearest neighbours"),
     "linear": Task(linear.LinearConfig, labelled_parts, linear.run, "linear classification, a grid of heads"),
     "retrieval": Task(

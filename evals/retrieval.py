@@ -29,7 +29,7 @@ from dinov2.pages import Page
 from evals.bench import Bench
 from evals.config import place
 from evals.descriptors import Describer, DescriptorConfig
-from evals.found import Found, draw_found, in_rows
+from evals.found import Found, draw_found, in_rows, shown_of
 from evals.layouts.revisited import Query, Revisited, find, ground_truth_in
 from evals.ranking import ranked, revisited
 from evals.results import Outcome
@@ -123,7 +123,8 @@ def _revisited(describer: Describer, sets: Revisited, config: RetrievalConfig) -
         found = [
             Found(row, order[row].tolist(), set(wanted)) for row, wanted in enumerate(relevant) if wanted
         ]
-        draw_found(page, sets.queries, sets.database, found, ignored=[query.junk for query in sets.truth])
+        both = shown_of(sets.queries), shown_of(sets.database)
+        draw_found(page, *both, found, ignored=[query.junk for query in sets.truth])
 
     return Outcome(
         headline=headline,
@@ -187,11 +188,9 @@ def _classes(describer: Describer, sets: Classes, config: RetrievalConfig) -> Ou
                 similarity[row] = -torch.inf
             best = similarity.topk(min(8, len(base))).indices.tolist()
             found.append(Found(row, best, {one for one in best if labels[one] == truth[row]}))
-        shown_queries, shown_base = (
-            in_rows(sets.queries, ids),
-            in_rows(sets.database or sets.queries, base_ids),
-        )
-        draw_found(page, shown_queries, shown_base, found, names=[classes[int(one)] for one in truth])
+        both = in_rows(sets.queries, ids), in_rows(sets.database or sets.queries, base_ids)
+        names = [classes[int(one)] for one in truth]
+        draw_found(page, shown_of(both[0]), shown_of(both[1]), found, names=names)
 
     return Outcome(
         headline="map",

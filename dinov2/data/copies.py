@@ -96,7 +96,10 @@ KINDS: dict[str, Callable[[Picture, Random], Picture]] = {
 
 def copies_of(image: Picture, seed: int) -> dict[str, Picture]:
     """A copy of each kind of an RGB picture, by kind; each is drawn by the seed and its kind alone."""
-    return {
-        kind: _again(make(image, np.random.default_rng([seed, number])), QUALITY)
-        for number, (kind, make) in enumerate(KINDS.items())
-    }
+    return {kind: copy_of(image, kind, seed) for kind in KINDS}
+
+
+def copy_of(image: Picture, kind: str, seed: int) -> Picture:
+    """The one of this kind."""
+    draw = np.random.default_rng([seed, list(KINDS).index(kind)])
+    return _again(KINDS[kind](image, draw), QUALITY)
