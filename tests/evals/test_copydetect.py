@@ -116,7 +116,8 @@ def test_copies_made_on_the_fly_of_anybodys_pictures(backbone, tmp_path):
 
 def test_queries_count_as_often_as_they_are_drawn():
     random = np.random.default_rng(0)
-    judged = Judged(random.random((20, 5)), np.zeros((20, 5), int), random.random((20, 5)) < 0.2, np.ones(20, int))
+    right = random.random((20, 5)) < 0.2
+    judged = Judged(random.random((20, 5)), np.zeros((20, 5), int), right, np.ones(20, int))
     counts = random.integers(0, 4, 20)
     rows = np.repeat(np.arange(20), counts)
     again = Judged(judged.scores[rows], judged.rows[rows], judged.right[rows], judged.wanted[rows])
