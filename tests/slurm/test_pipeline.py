@@ -70,6 +70,7 @@ def test_a_pipeline_ends_with_its_evaluations_and_is_not_run_twice(cluster: Clus
 
 
 @pytest.mark.slurm
+@pytest.mark.timeout(600)
 def test_an_array_killed_at_random_ends_with_the_manifest_of_one_process(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -95,7 +96,7 @@ def test_an_array_killed_at_random_ends_with_the_manifest_of_one_process(
         if running and kills < 6:
             os.kill(draw.choice(running), signal.SIGKILL)
             kills += 1
-        time.sleep(draw.uniform(1, 4))
+        time.sleep(draw.uniform(0.2, 1.5))
     assert kills >= 3
     one = tmp_path / "one"
     cluster.run(sys.executable, "-m", "curation", str(recipe), *sources, f"output={one}")
