@@ -49,6 +49,7 @@ class Watch:
         )
         self.work = work_of(config)
         self.peak = peak_flops(config, self.device) if self.work else 0.0
+        self.pace = 0.0  # seconds a step, averaged over about the last hundred
 
     def start(self, state: State) -> dict[str, float]:
         """The line of step 0: what fresh weights do."""
@@ -61,7 +62,7 @@ class Watch:
         """The line of the step that led to `state`: means over the ranks, all of which call it."""
         line = _means({"loss": loss} | _named("loss", outcome.losses) | outcome.figures)
         line |= _named("norm", dict(zip(PARTS, map(float, norms), strict=False)))
-        line |= asdict(rates) | self._speed(fed)
+        line |= asdict(rates) | self._speed(fed, state.step)
         line |= {"ranks": world(), "skipped": state.skipped, "replaced": len(fed.batch.replaced)}
         if is_main():
             self.health.see(state.step, line)
@@ -74,11 +75,13 @@ class Watch:
         self.snapshots.take(state)
         return line
 
-    def _speed(self, fed: Fed) -> dict[str, float]:
+    def _speed(self, fed: Fed, step: int) -> dict[str, float]:
         seconds = time.perf_counter() - fed.began
+        self.pace += (seconds - self.pace) * (0.01 if self.pace else 1.0)
         rate = fed.pictures * world() / seconds
         speed = {
             "pictures_per_second": rate,
+            "seconds_left": (self.steps - step) * self.pace,
             "waiting": fed.waited / seconds,
             "memory_gib": _memory(self.device),
         }
@@ -123,4 +126,10 @@ def _memory(device: torch.device) -> float:
     """Peak memory so far in GiB, of the device, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage begins with what the parent held
+        return (
+            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+            / 2**20
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

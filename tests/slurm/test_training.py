@@ -124,11 +124,11 @@ def test_everything_that_happens_to_four_ranks(cluster: Cluster, pictures: Path,
     shape = ["slurm.nodes=2", "slurm.exclude=node3", "slurm.tasks_per_node=2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     short = ["slurm.time=1", "slurm.signal_seconds=30"]  # a limit that has to be met more than once
-    job = job_of(cluster.submit(*words(pictures, broken, 300, *shape, *short)))
+    job = job_of(cluster.submit(*words(pictures, broken, 200, *shape, *short)))
     interrupted(cluster, broken, job, [preempt, requeue, lose_a_rank, lose_a_node])
     seen = cluster.wait(broken, ": done", seconds=600)
     assert int(seen.split(" restarts")[0].split()[-1]) >= 5  # the four above, and the limit
-    cluster.submit(*words(pictures, whole, 300, *shape))
+    cluster.submit(*words(pictures, whole, 200, *shape))
     cluster.wait(whole, ": done", seconds=300)
     assert weights(broken) == weights(whole)
 

@@ -23,7 +23,7 @@ tensorboard: false
 threads: 1
 knn: {size: 32, resize: 32, k: 3, every: 4}
 """
-SPEEDS = ("pictures_per_second", "tokens_per_second", "utilisation", "waiting", "memory_gib")
+SPEEDS = ("pictures_per_second", "seconds_left", "tokens_per_second", "utilisation", "waiting", "memory_gib")
 
 
 def train_words(pictures: Path, *words: str, module: str = "dinov2.train") -> list[str]:
