@@ -50,7 +50,7 @@ class Pixels:
 def load(spec: str, device: torch.device | str) -> Backbone:
     """`load_backbone`, and `untrained:SPEC` with `seed=N` among its options."""
     if spec == PIXELS:
-        raise UserError("pixels is no backbone: it serves as a baseline for knn alone")
+        raise UserError("pixels is no backbone: it serves as a baseline for tasks on vectors, such as knn")
     if not spec.startswith(UNTRAINED):
         return load_backbone(spec, device=device)
     location, _, text = spec.removeprefix(UNTRAINED).partition("?")

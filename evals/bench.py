@@ -3,6 +3,9 @@
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,7 @@ class Bench:
         self.device = pick_device(config.device)
         self.seconds: dict[str, float] = {}
         self.unreadable: dict[str, int] = {}
-        self._embedders: dict[str, Embedder] = {}
+        self._embedders: dict[tuple[str, int, int | None], Embedder] = {}
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -49,18 +52,35 @@ class Bench:
             return {"weights": PIXELS}
         return {"weights": self.backbone.weights_hash(), "architecture": self.backbone.architecture()}
 
-    def embedder(self, token: str) -> Embedder:
-        if token not in self._embedders:
-            backbone = None if self.config.backbone == PIXELS else self.backbone
-            self._embedders[token] = embedder(backbone, self.config, token, self.device)
-        return self._embedders[token]
+    def embedder(self, token: str, size: int | None = None, resize: int | None = None) -> Embedder:
+        """What embeds pictures of `size` pixels, the settings' own by default.
 
-    def features(self, source: Source, token: str = "cls") -> Embeddings:
+        `resize` is the short side before the crop; by default that of the settings, in proportion.
+        """
+        config, size = self.config, size or self.config.size
+        if resize is None:
+            resize = config.resize and round(config.resize * size / config.size)
+        key = (token, size, resize)
+        if key not in self._embedders:
+            backbone = None if config.backbone == PIXELS else self.backbone
+            config = replace(config, size=size, resize=resize)
+            self._embedders[key] = embedder(backbone, config, token, self.device)
+        return self._embedders[key]
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Count the seconds of a block as spent on `what`, without those of features had in it."""
+        start, before = time.perf_counter(), self.seconds.get("features", 0.0)
+        yield
+        spent = time.perf_counter() - start - (self.seconds.get("features", 0.0) - before)
+        self.seconds[what] = self.seconds.get(what, 0.0) + spent
+
+    def features(self, source: Source, token: str = "cls", size: int | None = None) -> Embeddings:
         """Features of a source, from the cache where they are there, whichever task put them there.
 
         There may be more in a vector than was asked for: take the columns of the token's parts.
         """
-        return self.embedded(source, self.embedder(token))
+        return self.embedded(source, self.embedder(token, size))
 
     def embedded(self, source: Source, wanted: Embedder, *, batch: int | None = None) -> Embeddings:
         """The same by a task's own embedder; `batch` where pictures of several sizes cannot be stacked."""
@@ -80,10 +100,12 @@ class Bench:
         self.seconds["features"] = self.seconds.get("features", 0.0) + time.perf_counter() - start
         return found
 
-    def vectors(self, source: Source, token: str = "cls") -> tuple[list[str], NDArray[np.float16]]:
+    def vectors(
+        self, source: Source, token: str = "cls", size: int | None = None
+    ) -> tuple[list[str], NDArray[np.float16]]:
         """Ids, and features of just this token, [n, dim], in memory."""
-        found = self.features(source, token)
-        parts = self.embedder(token).meta["parts"]
+        found = self.features(source, token, size)
+        parts = self.embedder(token, size).meta["parts"]
         return found.ids, np.array(found.array()[:, found.columns(parts[0][0], parts[-1][0])])
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from dinov2.config import at_least, one_of, required, runtime
 from dinov2.features import PRECISIONS
 
+ANSWERS = ("train", "intersect")
+
 
 def place(default: Any = None) -> Any:
     """A setting that says where something lies. Results state it by its content: see a task's `sources`."""
@@ -32,3 +34,15 @@ class EvalConfig:
         one_of(self.precision, PRECISIONS, "precision")
         at_least(1, self, "size", "batch")
         at_least(0, self, "workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledConfig(EvalConfig):
+    """Settings of tasks that learn classes from one part and recognise them in another."""
+
+    classes: str = "train"  # answers: all that were learnt; or intersect, those in test too (ImageNet-A)
+    class_map: str | None = place()  # numbers: test classes are places in the sorted list (V2); or a CSV
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self.classes, ANSWERS, "classes")

@@ -58,8 +58,8 @@ def draw_neighbours(
         _, index = nearest(normalize(test[1][rows].float(), dim=1), base, NEIGHBOURS)
         cards = []
         for row, neighbours in zip(map(int, rows), index, strict=True):
-            shown = [_picture(parts.test, test[0][row])]
-            shown += [_picture(parts.train, train[0][int(neighbour)]) for neighbour in neighbours]
+            shown = [picture_of(parts.test, test[0][row])]
+            shown += [picture_of(parts.train, train[0][int(neighbour)]) for neighbour in neighbours]
             cards.append(_card(shown, parts.classes, int(truth[row]), int(answer[row])))
         caption = f"{_kind(right)}: a test picture, then its nearest training pictures"
         _gallery(page, cards, caption, columns=2, side=104)
@@ -73,7 +73,7 @@ def draw_examples(
     for right in (False, True):
         rows = _spread((truth == answer if right else truth != answer).nonzero()[:, 0])
         cards = [
-            _card([_picture(parts.test, ids[row])], parts.classes, int(truth[row]), int(answer[row]))
+            _card([picture_of(parts.test, ids[row])], parts.classes, int(truth[row]), int(answer[row]))
             for row in map(int, rows)
         ]
         _gallery(page, cards, _kind(right))
@@ -98,7 +98,8 @@ def _spread(rows: Int[Tensor, "n"]) -> Int[Tensor, "kept"]:
     return rows[(torch.arange(kept) * len(rows)) // max(kept, 1)]
 
 
-def _picture(part: Labelled, id_: str) -> Image.Image:
+def picture_of(part: Labelled, id_: str) -> Image.Image:
+    """A picture of a part, perhaps at a reduced scale."""
     try:
         return decode(part.source.read(part.row_of[id_]), at_least=THUMBNAIL)
     except Unreadable:  # it could be read before; a page is not worth failing for

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dinov2.data.order import derive_seed
@@ -70,15 +70,21 @@ class HeadGrid:
         self.step += 1
 
     @torch.no_grad()
-    def predict(self, features: Float[Tensor, "n dim"]) -> Int[Tensor, "heads n"]:
-        """The class that each head gives to each row; -1 from heads that have diverged."""
+    def predict(
+        self, features: Float[Tensor, "n dim"], allowed: Bool[Tensor, "classes"] | None = None
+    ) -> Int[Tensor, "heads n"]:
+        """The class, of those allowed, that each head gives to each row; -1 from heads that have diverged."""
+        barred = None if allowed is None or allowed.all() else ~allowed.to(self.weights[0].device)
         answers = torch.empty(len(self), len(features), dtype=torch.int64, device=self.weights[0].device)
         for start in range(0, len(features), CHUNK):
             part = slice(start, start + CHUNK)
             for number, (kind, weight) in enumerate(zip(self.kinds, self.weights, strict=True)):
                 scores = _with_ones(features[part, kind.columns].to(weight)) @ weight.T
                 scores = scores.view(len(scores), len(self.rates), self.classes)
-                best = scores.argmax(dim=2).masked_fill_(~scores.isfinite().all(dim=2), -1)
+                sound = scores.isfinite().all(dim=2)
+                if barred is not None:
+                    scores = scores.masked_fill(barred, -torch.inf)
+                best = scores.argmax(dim=2).masked_fill_(~sound, -1)
                 answers[number * len(self.rates) : (number + 1) * len(self.rates), part] = best.T
         return answers
 

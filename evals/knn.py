@@ -9,13 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dinov2.config import at_least, listed
-from dinov2.data.order import derive_seed
 from dinov2.exits import UserError
 from dinov2.neighbours import knn_classify
 from dinov2.pages import Page
 from evals.bench import Bench
-from evals.config import EvalConfig
-from evals.data import Labelled, Parts
+from evals.config import LabelledConfig
+from evals.data import Labelled, Parts, per_class_draws
 from evals.drawing import draw_classification, draw_neighbours
 from evals.results import Outcome
 
@@ -23,7 +22,7 @@ HEADLINE = 20  # the k that DINO reports
 
 
 @dataclass(frozen=True, kw_only=True)
-class KNNConfig(EvalConfig):
+class KNNConfig(LabelledConfig):
     k: list[int] = listed(10, 20, 100, 200)  # neighbours that vote; left out beyond the training set
     token: str = "cls"  # what is compared; or mean, of the patch tokens, or cls+mean
     temperature: float = 0.07  # of the votes' softmax
@@ -59,6 +58,7 @@ def run(bench: Bench, parts: Parts, config: KNNConfig, work: Path) -> Outcome:
             classes=len(parts.classes),
             k=config.k,
             temperature=config.temperature,
+            allowed=parts.allowed,
             device=bench.device,
         )
         for k, answer in found.items():
@@ -78,7 +78,7 @@ def run(bench: Bench, parts: Parts, config: KNNConfig, work: Path) -> Outcome:
         headline=f"top1_k{headline}",
         metrics={name: 100 * float(values.mean()) for name, values in scores.items()},
         scores=scores,
-        details={"training_pictures": len(_draws(labels, config)[0])},
+        details={"training_pictures": len(_draws(labels, config)[0]), **parts.details},
         draw=draw,
     )
 
@@ -92,15 +92,4 @@ def _draws(labels: Int[Tensor, "n"], config: KNNConfig) -> list[Int[Tensor, "kep
     """The training rows of each try: all of them once, or `per_class` of each class `tries` times."""
     if config.per_class is None:
         return [torch.arange(len(labels))]
-    counts = labels.bincount()
-    if int(counts[counts > 0].min()) < config.per_class:
-        raise UserError(
-            f"per_class={config.per_class}: the smallest class has {int(counts[counts > 0].min())}"
-        )
-    draws = []
-    for number in range(config.tries):
-        generator = torch.Generator().manual_seed(derive_seed("per class", config.seed, number))
-        order = torch.randperm(len(labels), generator=generator)
-        by_class = [order[labels[order] == name][: config.per_class] for name in labels.unique()]
-        draws.append(torch.cat(by_class).sort().values)
-    return draws
+    return per_class_draws(labels, config.per_class, config.tries, config.seed)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from safetensors.torch import load_file
 from safetensors.torch import save as as_safetensors
 from torch import Tensor
@@ -27,9 +27,9 @@ from dinov2.features import Embeddings
 from dinov2.files import write_bytes
 from dinov2.pages import Page
 from evals.bench import Bench
-from evals.config import EvalConfig
+from evals.config import LabelledConfig
 from evals.crops import crop_batches
-from evals.data import Labelled, Parts
+from evals.data import Labelled, Parts, held_out
 from evals.drawing import draw_classification, draw_examples
 from evals.heads import HeadGrid, Kind
 from evals.results import Outcome
@@ -41,7 +41,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearConfig(EvalConfig):
+class LinearConfig(LabelledConfig):
     iterations: int = 12_500  # steps of SGD
     batch_size: int = 128  # pictures a step
     learning_rates: list[float] = listed(*RATES)  # scaled by batch_size / 256
@@ -89,11 +89,11 @@ def run(bench: Bench, parts: Parts, config: LinearConfig, work: Path) -> Outcome
     _train(grid, bench, parts, fit, config, token, work / "heads.safetensors")
 
     truth = parts.test.labels(test.ids)
-    answers, right = _score(grid, test, truth)
+    answers, right = _score(grid, test, truth, parts.allowed)
     chosen_by = right
     if held is not None:
         found, rows = _features_of(bench, parts, held, config, token)
-        chosen_by = _score(grid, found[rows], held.labels([found.ids[row] for row in rows]))[1]
+        chosen_by = _score(grid, found[rows], held.labels([found.ids[row] for row in rows]), parts.allowed)[1]
     best = int(chosen_by.double().mean(1).argmax())
     heads = [
         grid.describe(head)
@@ -114,7 +114,7 @@ def run(bench: Bench, parts: Parts, config: LinearConfig, work: Path) -> Outcome
         headline="top1",
         metrics={"top1": 100 * float(scores.mean())},
         scores={"top1": scores},
-        details={"best": heads[best], "heads": heads, "selected_on": config.select},
+        details={"best": heads[best], "heads": heads, "selected_on": config.select, **parts.details},
         draw=draw,
     )
 
@@ -130,17 +130,7 @@ def _kinds(found: Embeddings, blocks: list[int], mean_patch: list[bool]) -> list
 
 def _selecting(train: Labelled, config: LinearConfig) -> tuple[Labelled, Labelled]:
     """The training pictures without a share of each class, and that share."""
-    labels = torch.tensor([train.class_of[id_] for id_ in train.source.ids])
-    generator = torch.Generator().manual_seed(derive_seed("holdout", config.seed))
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    for name in labels.unique():
-        rows = (labels == name).nonzero()[:, 0]
-        count = round(config.holdout * len(rows)) or int(len(rows) > 1)
-        if count == len(rows):
-            raise UserError(
-                f"holdout={config.holdout} leaves no picture of {train.classes[int(name)]} to train on"
-            )
-        held[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
+    held = held_out(train.labels(train.source.ids), config.holdout, config.seed, train.classes)
     kept = [train.source.select(np.flatnonzero(mask.numpy())) for mask in (~held, held)]
     return replace(train, source=kept[0]), replace(train, source=kept[1])
 
@@ -208,11 +198,14 @@ def _features_of(
 
 
 def _score(
-    grid: HeadGrid, features: Embeddings | np.ndarray, truth: Int[Tensor, "n"]
+    grid: HeadGrid,
+    features: Embeddings | np.ndarray,
+    truth: Int[Tensor, "n"],
+    allowed: Bool[Tensor, "classes"],
 ) -> tuple[Int[Tensor, "heads n"], Tensor]:
     """Each head's answers, and where they are right."""
     rows = torch.from_numpy(np.array(features[:]))
-    answers = grid.predict(rows).cpu()
+    answers = grid.predict(rows, allowed).cpu()
     return answers, answers == truth
 
 

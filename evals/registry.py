@@ -4,7 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from evals import copydetect, knn, linear, retrieval
+from evals import (
+    clustering,
+    copydetect,
+    corruptions,
+    fewshot,
+    finetune,
+    knn,
+    linear,
+    logreg,
+    resolution,
+    retrieval,
+)
 from evals.config import EvalConfig
 from evals.data import labelled_parts
 
@@ -28,11 +39,25 @@ class Task:
 
 
 TASKS: dict[str, Task] = {
+    "clustering": Task(
+        clustering.ClusteringConfig, labelled_parts, clustering.run, "k-means against the classes"
+    ),
     "copydetect": Task(
         copydetect.CopydetectConfig, copydetect.open_sets, copydetect.run, "finding edited copies"
     ),
+    "corruptions": Task(
+        corruptions.CorruptionsConfig, corruptions.data, corruptions.run, "accuracy on corrupted pictures"
+    ),
+    "fewshot": Task(
+        fewshot.FewshotConfig, labelled_parts, fewshot.run, "classes from a few pictures of each"
+    ),
+    "finetune": Task(finetune.FinetuneConfig, labelled_parts, finetune.run, "the whole backbone, fine-tuned"),
     "knn": Task(knn.KNNConfig, labelled_parts, knn.run, "classification by nearest neighbours"),
     "linear": Task(linear.LinearConfig, labelled_parts, linear.run, "linear classification, a grid of heads"),
+    "logreg": Task(logreg.LogregConfig, labelled_parts, logreg.run, "logistic regression, a grid of C"),
+    "resolution": Task(
+        resolution.ResolutionConfig, labelled_parts, resolution.run, "accuracy by the size of the input"
+    ),
     "retrieval": Task(
         retrieval.RetrievalConfig,
         retrieval.open_sets,

@@ -88,6 +88,12 @@ class Source:
         indices = rows if isinstance(rows, pa.Array) else pa.array(np.asarray(rows, dtype=np.int64))
         return Source(self.name, _trimmed(self.table.take(indices)), self._files)
 
+    def labelled(self, labels: Sequence[str | None]) -> "Source":
+        """The same source with these labels, one a picture."""
+        place = self.table.schema.get_field_index("label")
+        column = pa.array(labels, pa.string()).dictionary_encode().cast(self.table.schema.field(place).type)
+        return Source(self.name, self.table.set_column(place, self.table.field(place), column), self._files)
+
     def _whole(self, folder: str, uri: str) -> bytes:
         if is_url(uri):
             with self._files.cache.open(uri) as file:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dinov2.neighbours.exact import nearest
@@ -19,6 +19,7 @@ def knn_classify(
     classes: int,
     k: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
+    allowed: Bool[Tensor, "classes"] | None = None,
     backend: str = "auto",
     device: torch.device | str | None = None,
 ) -> dict[int, Int[Tensor, "test"]]:
@@ -30,6 +31,7 @@ def knn_classify(
         train, test: features [n, dim]; normalised here.
         train_labels: in [0, classes).
         k: those larger than the training set are left out; if all are, its size takes their place.
+        allowed: the classes that may be answered; votes for others do not count. None: all.
 
     Returns:
         for each k the classes, int64 [test], on `device`. Equal votes go to the lower class.
@@ -42,11 +44,13 @@ def knn_classify(
     labels = train_labels.to(index.device)[index]
     weights = (similarity.double() / temperature).exp()
     answers = {size: torch.empty(len(test), dtype=torch.int64, device=index.device) for size in kept}
+    barred = None if allowed is None or bool(allowed.all()) else ~allowed.to(index.device)
     rows = max(1, 2**25 // classes)
     for start in range(0, len(test), rows):
         part = slice(start, start + rows)
         votes = weights.new_zeros(len(weights[part]), classes)
         for last, size in zip([0, *kept], kept, strict=False):
             votes.scatter_add_(1, labels[part, last:size], weights[part, last:size])
-            answers[size][part] = votes.argmax(1)
+            counted = votes if barred is None else votes.masked_fill(barred, -1)  # below no vote at all
+            answers[size][part] = counted.argmax(1)
     return answers

@@ -30,3 +30,15 @@ def result_of(backbone: str, task: str, *words: str, output: Path, **settings: A
     main([backbone, task, *words, *named, f"output={output}", f"cache={output / '.cache'}"])
     (path,) = set(output.glob("results/*.json")) - before
     return json.loads(path.read_text())
+
+
+def evaluated(place: Path, output: Path, *words: str, backbone: str | None = None) -> dict[str, Any]:
+    """Run the command here, on the data of the fixture unless words name others, and read its result."""
+    before = set(output.glob("results/*.json"))
+    name = backbone or str(place / "backbone")
+    settings = [f"output={output}", f"cache={place / 'cache'}"]
+    if not any(word.startswith(("data=", "train=")) for word in words):
+        settings.append(f"data={place / 'data'}")
+    main([name, *words, *settings])
+    (path,) = set(output.glob("results/*.json")) - before
+    return json.loads(path.read_text())

@@ -7,47 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from dinov2.exits import UserError
-from dinov2.export import save_backbone
 from dinov2.features import Embeddings
 from dinov2.models import load_backbone
-from dinov2.models.config import vit_config
-from dinov2.models.vit import VisionTransformer
 from evals.__main__ import main
 from evals.backbones import load
+from tests.evals.small import evaluated
 from tests.faults import assert_survives, when
 from tests.pictures import class_folder, encoded, picture
 
 SMALL = ["size=32", "batch=16"]
 QUICK = [*SMALL, "augment=false", "iterations=40", "batch_size=16", "learning_rates=[0.01,0.3]"]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone, and pictures in train/ and val/."""
-    root = tmp_path_factory.mktemp("evals")
-    class_folder(root / "data" / "train", classes=3, each=12)
-    class_folder(root / "data" / "val", classes=3, each=8, first=50)
-    torch.manual_seed(0)
-    vit = VisionTransformer(
-        vit_config("vit_tiny", dim=48, heads=3, depth=2, patch=8, image_size=32, layer_scale=1.0)
-    )
-    mean, std = vit.normalisation
-    save_backbone(vit, None, root / "backbone", mean=mean, std=std, card={})
-    return root
-
-
-def evaluated(place: Path, output: Path, *words: str, backbone: str | None = None) -> dict:
-    """Run the command in this process, and read the one result that came."""
-    before = set(output.glob("results/*.json"))
-    name = backbone or str(place / "backbone")
-    settings = [f"data={place / 'data'}", f"output={output}", f"cache={place / 'cache'}"]
-    main([name, *words, *settings])
-    (path,) = set(output.glob("results/*.json")) - before
-    return json.loads(path.read_text())
 
 
 def test_knn_equals_scikit_learns_on_the_same_features(place, tmp_path, capsys):
@@ -159,7 +131,7 @@ def test_two_at_once_measure_once(place, tmp_path):
         (["BACKBONE", "knn", "data=DATA", "precision=half"], "precision=half"),
         (["BACKBONE", "linear", "data=DATA", "select=best"], "select=best"),
         (["BACKBONE", "linear", "data=DATA", "select=holdout", "holdout=0.99"], "leaves no picture"),
-        (["pixels", "linear", "data=DATA"], "serves as a baseline for knn alone"),
+        (["pixels", "linear", "data=DATA"], "serves as a baseline for tasks on vectors"),
         (["BACKBONE", "knn", "data=DATA", "output=taken"], "holds something else"),
     ],
 )
