@@ -90,7 +90,7 @@ def _level(thumbs: NDArray[np.uint8], pairs: NDArray[np.int64]) -> Array:
         apart = first - second
         spread = np.minimum(first.std(axis=(1, 2)), second.std(axis=(1, 2)))
         alike = 1 - (np.sqrt((apart * apart).mean(axis=(1, 2))) + 0.5) / (spread + 0.5)
-        grain = _correlation(_high(first, 5), _high(second, 5), 1e-4)
+        grain = _correlation(high(first, 5), high(second, 5), 1e-4)
         agree = np.maximum(alike / 0.8, grain / 0.25).clip(0, 1)
         found[at : at + BATCH] = (1 - np.abs(apart).max(axis=(1, 2)) / 40).clip(0) * agree
     return found
@@ -98,12 +98,12 @@ def _level(thumbs: NDArray[np.uint8], pairs: NDArray[np.int64]) -> Array:
 
 def _promising(fine: Array, middle: Array, inner: Rows, outer: Rows) -> tuple[Rows, Array]:
     """Pairs in which the inner picture may lie in the outer one, and the likeliest box of each."""
-    coarse, crop = _coarse(fine, inner, outer)
+    slow_at, crop = coarse(fine, fine, inner, outer)
     small = halved(middle)
     best = np.full(len(inner), WORTH_FINE, np.float32)
     box = np.zeros((len(inner), 4), np.float32)
     for choice in range(TRIED):
-        for part in _batches(np.flatnonzero(coarse[:, choice] >= WORTH_COARSE)):
+        for part in in_batches(np.flatnonzero(slow_at[:, choice] >= WORTH_COARSE)):
             target, picture = small[inner[part]], middle[outer[part]]
             at = refine(target, picture, boxes()[crop[part, choice]], rounds=6)
             slow = correlation(target, warp(picture, at, 16))
@@ -117,46 +117,51 @@ def _finished(fine: Array, middle: Array, inner: Rows, outer: Rows, box: Array) 
     """Correlation of the detail of aligned pairs, and their final boxes."""
     detail = np.zeros(len(box), np.float32)
     box = box.copy()
-    for rows in _batches(np.arange(len(box))):
+    for rows in in_batches(np.arange(len(box))):
         target, picture = middle[inner[rows]], fine[outer[rows]]
         box[rows] = refine(target, picture, box[rows], rounds=8)
-        detail[rows] = _detail(target, warp(picture, box[rows], 32), box[rows])
+        detail[rows] = detail_of(target, warp(picture, box[rows], 32), box[rows])
     return detail, box
 
 
-def _coarse(fine: Array, inner: Rows, outer: Rows) -> tuple[Array, Rows]:
-    """[p, TRIED] best correlations of whole inner pictures with crops of the outer ones, and which crops."""
+def coarse(inners: Array, outers: Array, inner: Rows, outer: Rows) -> tuple[Array, Rows]:
+    """[p, TRIED] best correlations of whole inner pictures with crops of the outer ones, and which crops.
+
+    Args:
+        inners, outers: [any, 64, 64].
+        inner, outer: [p] rows of these.
+    """
     used, place = np.unique(inner, return_inverse=True)
-    whole = whole_vectors(fine[used])
+    whole = whole_vectors(inners[used])
     scores = np.zeros((len(inner), TRIED), np.float32)
     crops = np.zeros((len(inner), TRIED), np.int64)
     order = np.argsort(outer, kind="stable")
     pictures, starts = np.unique(outer[order], return_index=True)
     for picture, rows in zip(pictures, np.split(order, starts[1:]), strict=True):
-        every = whole[place[rows]] @ crop_vectors(fine[picture]).T
+        every = whole[place[rows]] @ crop_vectors(outers[picture]).T
         crops[rows] = np.argsort(-every, axis=1, kind="stable")[:, :TRIED]
         scores[rows] = np.take_along_axis(every, crops[rows], axis=1)
     return scores, crops
 
 
-def _batches(rows: Rows) -> Iterator[Rows]:
+def in_batches(rows: Rows) -> Iterator[Rows]:
     return (rows[at : at + BATCH] for at in range(0, len(rows), BATCH))
 
 
-def _detail(first: Array, second: Array, box: Array) -> Array:
+def detail_of(first: Array, second: Array, box: Array) -> Array:
     """Correlation of the detail of [n, 32, 32] pairs; less where a move is vouched for by little of the area.
 
     A single edge can be laid over any other by moving and resizing. So a pair that had to be moved counts
     fully only if detail above the noise covers a fifth of the area; otherwise as the root of that share.
     """
-    one, other = _local(_high(first, 3)), _local(_high(second, 3))
+    one, other = _local(high(first, 3)), _local(high(second, 3))
     covered = np.minimum((one * one).mean(axis=(1, 2)), (other * other).mean(axis=(1, 2)))
     moved = np.abs(box - WHOLE).max(axis=1) > UNMOVED
     vouched = np.where(moved, np.sqrt(covered / COVERED).clip(0, 1), np.float32(1))
     return _correlation(one, other, 0.04) * vouched
 
 
-def _high(pictures: Array, side: int) -> Array:
+def high(pictures: Array, side: int) -> Array:
     """[n, h - side + 1, w - side + 1]: what differs from the mean of the neighbourhood, `side` cells wide."""
     edge = side // 2
     return pictures[:, edge:-edge, edge:-edge] - _box_means(pictures, side)

@@ -22,10 +22,11 @@ from pyarrow import parquet
 
 from curation.config import CurateConfig
 from curation.ingest import Stack
-from curation.near import Pictures, Piece, Rows, align_piece, cosines
+from curation.near import Pictures, Piece, Rows, align_piece, cosines, likest_views, nearest_of
 from curation.planted import Copies, plant
 from curation.run import Run
-from curation.search import Job, Side, gathered, prepare, search_pieces
+from curation.search import Job, Side, gathered, prepare, search_pieces, with_views
+from curation.views import TURNS
 from dinov2.data.copies import KINDS
 from dinov2.exits import UserError
 from dinov2.files import read_json, write_json, write_table
@@ -172,23 +173,27 @@ def _pairs(run: Run, pool: Pictures, base: Rows, copies: Copies) -> pa.Table:
     decides).
     """
     folder, near = run.stage("calibrate"), run.config.duplicates
-    job = Job(
-        Side(copies.vectors, copies.hashes, np.arange(len(copies))),
-        pool.side(base),
-        folder / "index",
-        inside=False,
-    )
+    queries = Side(copies.vectors, copies.hashes, copies.thumbs, copies.turned, np.arange(len(copies)))
+    jobs = with_views(Job(queries, pool.side(base), folder / "index", inside=False), TURNS, near)
     done = folder / "candidates.parquet"
     if not done.exists():
-        prepare([job], run.config.search)
-        blocks = list(range(len(job.blocks())))
-        search_pieces([job], blocks, folder / "search", near, run.config.search, "calibrate: search")
+        prepare(jobs, run.config.search)
+        blocks = list(range(sum(len(job.blocks()) for job in jobs)))
+        search_pieces(jobs, blocks, folder / "search", near, run.config.search, "calibrate: search")
         found = np.concatenate(
             list(gathered(folder / "search", len(copies), run.config.search.memory_gib / 4))
         )
-        write_table(done, pa.table({"copy": found[:, 0].copy(), "other": found[:, 1].copy()}))
+        write_table(done, pa.table(dict(zip(("copy", "other", "view"), found.T.copy(), strict=True))))
     table = parquet.read_table(done)
-    pairs = np.stack([table["copy"].to_numpy(), table["other"].to_numpy()], axis=1)
+    pairs, view = (
+        np.stack([table["copy"].to_numpy(), table["other"].to_numpy()], axis=1),
+        table["view"].to_numpy(),
+    )
+    score = np.zeros(len(pairs), np.float32)
+    if "score" in measures(run.config).values():
+        again = nearest_of(pairs, view, cosines(copies.vectors, pool.vectors, pairs), near.tilted)
+        score = _scores(run, "aligned", pairs, view, again, copies.thumbs, pool)
+    pairs, score = likest_views(pairs, score)
     row, right = copies.row[pairs[:, 0]], copies.row[pairs[:, 0]] == pairs[:, 1]
     columns = {
         "copy": pairs[:, 0].copy(),
@@ -199,22 +204,34 @@ def _pairs(run: Run, pool: Pictures, base: Rows, copies: Copies) -> pa.Table:
         "cosine": cosines(copies.vectors, pool.vectors, pairs),
     }
     if "score" in measures(run.config).values():
-        columns["score"] = _scores(run, pairs, copies.thumbs, pool.thumbs, "aligned")
+        columns["score"] = score
     originals, place = np.unique(
         np.sort(np.stack([row, pairs[:, 1]], axis=1)[~right], axis=1), axis=0, return_inverse=True
     )
-    same = _scores(run, originals, pool.thumbs, pool.thumbs, "originals") >= SAME
+    plain = np.zeros(len(originals), np.int64)
+    same = _scores(run, "originals", originals, plain, plain > 0, pool.thumbs, pool) >= SAME
     unlike = ~right
     unlike[~right] = ~same[place.ravel()]
     return pa.table({**columns, "unlike": unlike})
 
 
-def _scores(run: Run, pairs: Rows, first: Stack, second: Stack, name: str) -> NDArray[np.float32]:
+def _scores(
+    run: Run, name: str, pairs: Rows, view: Rows, again: NDArray[np.bool_], first: Stack, second: Pictures
+) -> NDArray[np.float32]:
     """Scores of the alignment of pairs, in pieces that are done or not done."""
+    tall = second.tall[pairs[:, 1]]
     folder = run.stage("calibrate") / name
     spans = [slice(at, at + PAIRS) for at in range(0, len(pairs), PAIRS)]
     pieces = [
-        Piece(folder / f"{number:05d}.parquet", pairs[span], first, second)
+        Piece(
+            folder / f"{number:05d}.parquet",
+            pairs[span],
+            view[span],
+            again[span],
+            first,
+            second.thumbs,
+            tall[span],
+        )
         for number, span in enumerate(spans)
     ]
     left = [piece for piece in pieces if not piece.path.exists()]

@@ -1,6 +1,7 @@
 """The settings of `dinov2 curate`, one section a stage."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ CHAINS = {"whole", "direct"}
 METHODS = {"components", "semdedup"}
 KEEP = {"largest", "first", "most_central"}
 READINGS = {"any", "kept"}
+TURNED = {"mirrored", "all", "none"}  # by the built-in descriptor; others do not know turned pictures
 ENGINES = {"auto", "exact", "ivf"}
 FLAGS = {"small", "blank", "aspect"}
 
@@ -113,11 +115,21 @@ class NearConfig:
 
     hash_distance: int = 8  # candidates: perceptual or PCA hashes that differ in at most this many of 64 bits
     k: int = 64  # candidates: nearest neighbours by embedding (DINOv2 app. A)
-    cosine: float = 0.2  # candidates: of these, those of at least this cosine
-    always: int = 16  # candidates: so many nearest neighbours whatever their cosine
-    verify: bool = True  # similarity is the alignment's score; else the cosine itself
+    cosine: float = 0.25  # candidates: of these, those of at least this cosine
+    always: int = 4  # candidates: so many nearest neighbours whatever their cosine
+    verify: bool = True  # similarity is the alignment's score; else the cosine itself, and no views
+    views: bool = True  # candidates: also turned pictures, and halves and quarters of them, by their hashes
+    view_distance: int = 5  # of these hashes, bits
+    turned: str = "mirrored"  # neighbours by embedding also of pictures "mirrored", in "all" turns, or "none"
+    turned_cosine: float = 0.5  # candidates: of these, those of at least this cosine
+    tilted: float = 0.3  # nearest pairs from this cosine on are also tried tilted and recoloured
     loosest: float = 0.5  # edges are stored from this similarity on
     threshold: float | None = None  # edges count from here on; null: calibrated, or see curation.calibrate
+
+    @property
+    def turns(self) -> Sequence[int]:
+        """Turns (`curation.views`) of which neighbours by embedding are asked for."""
+        return {"mirrored": range(1, 2), "all": range(1, 8), "none": ()}[self.turned] if self.verify else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +250,8 @@ class CurateConfig:
     def check(self) -> None:
         """Raises UserError for a value that no stage could work with."""
         one_of(self.search.engine, ENGINES, "search.engine")
+        one_of(self.duplicates.turned, TURNED, "duplicates.turned")
+        one_of(self.leaks.turned, TURNED, "leaks.turned")
         one_of(self.duplicates.chains, CHAINS, "duplicates.chains")
         one_of(self.duplicates.method, METHODS, "duplicates.method")
         one_of(self.duplicates.keep, KEEP, "duplicates.keep")

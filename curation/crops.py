@@ -37,8 +37,9 @@ def crop_vectors(picture: Array) -> Array:
 
 
 def whole_vectors(pictures: Array) -> Array:
-    """[n, 144] normalised 12 x 12 luma of [n, 64, 64] pictures."""
-    weights = box_weights(np.zeros(1, np.float32), np.ones(1, np.float32), COARSE, THUMB)[0]
+    """[n, 144] normalised 12 x 12 luma of [n, size, size] pictures."""
+    size = pictures.shape[1]
+    weights = box_weights(np.zeros(1, np.float32), np.ones(1, np.float32), COARSE, size)[0]
     return normal((weights @ pictures @ weights.T).reshape(len(pictures), -1))
 
 

@@ -19,6 +19,7 @@ Dalal and Triggs 2005.)
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from curation.looks import luma
 
 LENGTH = 64 + 32 + 100 + 312
 ORIENTATIONS = 8
+EDGE_GRIDS = (4, 4, 2)  # cells of a side at each scale
 _ANGLES = np.arange(ORIENTATIONS) * np.pi / ORIENTATIONS
 _COSINES, _SINES = (wave(_ANGLES).astype(np.float32)[:, None, None] for wave in (np.cos, np.sin))
 
@@ -46,6 +48,28 @@ def describe(thumb: NDArray[np.uint8]) -> NDArray[np.float32]:
         _unit(_edges(grey), 0.1),
     ]
     return np.concatenate(groups)
+
+
+@cache
+def order_of(quarters: int, mirrored: bool) -> NDArray[np.int64]:
+    """[508] where the numbers of a mirrored, then turned picture are in the picture's own descriptor.
+
+    Turned as by `numpy.rot90`. Directions of edges count modulo half a turn; a mirror exchanges their bins.
+    """
+    bins = (np.arange(ORIENTATIONS) - ORIENTATIONS // 2 * (quarters % 2)) % ORIENTATIONS
+    bins = -bins % ORIENTATIONS if mirrored else bins
+    taken, places = 0, []
+
+    def planes(count: int, cells: int) -> NDArray[np.int64]:
+        nonlocal taken
+        at = taken + np.arange(count * cells * cells).reshape(count, cells, cells)
+        taken += at.size
+        return np.rot90(at[..., ::-1] if mirrored else at, quarters, axes=(1, 2))
+
+    places += [planes(1, 8), planes(2, 4), planes(100, 1)]
+    for cells in EDGE_GRIDS:
+        places += [planes(ORIENTATIONS, cells)[bins], planes(ORIENTATIONS, 1)[bins]]
+    return np.concatenate([place.ravel() for place in places])
 
 
 @dataclass(frozen=True)
@@ -84,7 +108,7 @@ def _even(covariance: NDArray[np.float64], dimension: int) -> NDArray[np.float64
 
 def _edges(grey: NDArray[np.floating]) -> NDArray[np.floating]:
     parts = []
-    for cells in (4, 4, 2):
+    for cells in EDGE_GRIDS:
         across = (grey[1:-1, 2:] - grey[1:-1, :-2]) / 2
         down = (grey[2:, 1:-1] - grey[:-2, 1:-1]) / 2
         along = _COSINES * across + _SINES * down

@@ -39,10 +39,10 @@ def run(run: Run) -> dict[str, Any]:
         near, likeness = semdedup(pool.vectors, unlike, settings.semdedup, run.config.seed)
         counts = np.ones(len(near), bool)
     else:
-        candidates, likeness = near_pairs(run, "duplicates", pool, unlike, None, settings)
+        near, likeness = near_pairs(run, "duplicates", pool, unlike, None, settings)
         threshold = threshold_of(run, "duplicates")
         stored = likeness >= min(settings.loosest, threshold)
-        near, likeness = candidates.pairs[stored], likeness[stored]
+        near, likeness = near[stored], likeness[stored]
         counts = likeness >= threshold
     pairs = np.concatenate([exact, near])
     similarity = np.concatenate([np.ones(len(exact), np.float32), likeness])

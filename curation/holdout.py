@@ -26,10 +26,10 @@ def run(run: Run) -> dict[str, Any]:
     settings = run.config.leaks
     live = np.flatnonzero(run.kept(pool.ids, ["ingest"]))
     exact = _exact_leaks(pool, held, live)
-    candidates, similarity = near_pairs(run, "holdout", pool, live, held, settings)
+    near, similarity = near_pairs(run, "holdout", pool, live, held, settings)
     threshold = threshold_of(run, "holdout")
     stored = similarity >= min(settings.loosest, threshold)
-    pairs = np.concatenate([exact, candidates.pairs[stored]])
+    pairs = np.concatenate([exact, near[stored]])
     similarity = np.concatenate([np.ones(len(exact), np.float32), similarity[stored]])
     pairs, similarity = _once(pairs, similarity)
     run.write_edges("holdout", pool.ids.take(pairs[:, 0]), held.ids.take(pairs[:, 1]), similarity)

@@ -39,7 +39,7 @@ def perceptual_hash(grey: NDArray[np.float32]) -> int:
     Of the 64 x 64 luma averaged to 32 x 32. Frequencies are taken by rising u^2 + v^2. Bit i is frequency
     i. Invariant to gain and offset of the luma; a few bits change under re-encoding and resizing.
     """
-    return _bits(_low_frequencies(grey), True)
+    return int(_bits(_low_frequencies(grey), True))
 
 
 def pca_hash(grey: NDArray[np.float32]) -> int:
@@ -53,7 +53,19 @@ def pca_hash(grey: NDArray[np.float32]) -> int:
     """
     order = _frequencies()
     white = _low_frequencies(grey) * np.hypot(order[:, 0], order[:, 1])
-    return _bits(_rotation() @ white, False)
+    return int(_bits(_rotation() @ white, False))
+
+
+def hashes_of_waves(waves: NDArray[np.floating]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """[n] perceptual and PCA hashes from frequencies (down, across) [n, 12, 12] of 32 x 32 lumas."""
+    order = _frequencies()
+    values = waves[:, order[:, 0], order[:, 1]].astype(np.float64)
+    return _bits(values, True), _bits((values * np.hypot(order[:, 0], order[:, 1])) @ _rotation().T, False)
+
+
+def waves() -> NDArray[np.float64]:
+    """[12, 32] the patterns that hashes are made of, along one axis."""
+    return _dct()
 
 
 def flags(
@@ -77,11 +89,13 @@ def _low_frequencies(grey: NDArray[np.float32]) -> NDArray[np.float64]:
     return (basis @ halved @ basis.T)[order[:, 0], order[:, 1]]
 
 
-def _bits(values: NDArray[np.float64], median: bool) -> int:
+def _bits(values: NDArray[np.float64], median: bool) -> NDArray[np.uint64]:
+    """[...] of [..., 64]."""
     # Rounding makes exact ties of symmetric pictures fall the same way whatever the order of summation.
     values = np.round(values, 3)
-    set_bits = values > (np.median(values) if median else 0.0)
-    return int(np.packbits(set_bits, bitorder="little").view("<u8")[0])
+    set_bits = values > (np.median(values, axis=-1, keepdims=True) if median else 0.0)
+    packed = np.packbits(set_bits, axis=-1, bitorder="little")
+    return np.ascontiguousarray(packed).view("<u8")[..., 0]
 
 
 @cache

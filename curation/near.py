@@ -1,12 +1,16 @@
 """Pairs of near-identical pictures, inside a set or between two: candidates, then a second look at each.
 
 Candidates come from two sides that fail differently: hashes a few bits apart (they find recoloured and
-resized copies, and do not depend on the pool), and nearest neighbours by embedding (they find crops).
-Each candidate is then laid over its partner (`curation.align`), and the score of that is the pair's
-similarity. With `verify` off the similarity is the cosine, as DINOv2 (app. A) does with SSCD embeddings.
+resized copies, and do not depend on the pool), and nearest neighbours by embedding (they find crops). Both
+are also asked for other views of a picture (`curation.views`). Each candidate is then laid over its partner
+(`curation.align`); a picture's nearest that does not fit is tried tilted and recoloured
+(`curation.second_look`). The best score of all is the pair's similarity. With `verify` off the similarity is
+the cosine, as DINOv2 (app. A) does with SSCD embeddings.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +20,17 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from curation.align import align
-from curation.config import NearConfig
-from curation.embed import Embedded
+from curation.config import BUILT_IN, NearConfig
+from curation.embed import Embedded, whitening_of
 from curation.ingest import Ingested, Stack
 from curation.run import Run
 from curation.search import Side, gathered, jobs, piece_of, prepare, search_pieces
+from curation.second_look import look_again
+from curation.views import OF_FIRST, Turned, seen
 from dinov2.files import lock, write_json, write_table
 
-PAIRS_PER_PIECE = 20_000
+PAIRS_PER_PIECE = 8192
+FITS = 0.8  # a score from which a pair needs no second look
 
 Rows = NDArray[np.int64]
 Halves = NDArray[np.float16]
@@ -40,12 +47,16 @@ class Pictures:
         self.vectors = embedded.vectors
         self.thumbs = ingested.thumbs()
         self.hashes = [self.table[name].to_numpy() for name in ("phash", "pca_hash")]
+        self.tall = (self.table["height"].to_numpy() / self.table["width"].to_numpy()).astype(np.float32)
+        self.turned: Callable[[int], Turned] | None = None
+        if run.config.backbone == BUILT_IN:
+            self.turned = partial(Turned, ingested.raw(), whitening_of(run))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def side(self, rows: Rows) -> Side:
-        return Side(self.vectors, self.hashes, rows)
+        return Side(self.vectors, self.hashes, self.thumbs, self.turned, rows)
 
     def codes(self, column: str) -> Rows:
         """A number for each row, equal where the column is."""
@@ -54,9 +65,10 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs of rows (of the first and the second set; a < b inside one set), each once, sorted."""
+    """Pairs of rows (of the first and the second set; a < b inside one set), once for each view, sorted."""
 
     pairs: Rows  # [p, 2]
+    view: Rows  # [p] curation.views
     cosine: NDArray[np.float32]
     hamming: NDArray[np.int64]  # of the closer of the two hashes
 
@@ -64,6 +76,7 @@ class Candidates:
         columns = {
             "a": self.pairs[:, 0],
             "b": self.pairs[:, 1],
+            "view": self.view.astype(np.int8),
             "cosine": self.cosine,
             "hamming": self.hamming,
         }
@@ -73,13 +86,17 @@ class Candidates:
     def read(cls, path: Path) -> "Candidates":
         table = parquet.read_table(path)
         pairs = np.stack([table["a"].to_numpy(), table["b"].to_numpy()], axis=1)
-        return cls(pairs, table["cosine"].to_numpy(), table["hamming"].to_numpy())
+        view, cosine, hamming = (table[name].to_numpy() for name in ("view", "cosine", "hamming"))
+        return cls(pairs, view.astype(np.int64), cosine, hamming)
 
 
 def near_pairs(
     run: Run, stage: str, first: Pictures, rows: Rows, second: Pictures | None, settings: NearConfig
-) -> tuple[Candidates, NDArray[np.float32]]:
-    """Candidates among `rows` of `first`, or between them and all of `second`, with their similarity."""
+) -> tuple[Rows, NDArray[np.float32]]:
+    """[p, 2] pairs among `rows` of `first`, or of one of these and one of `second`, with their similarity.
+
+    Each pair once, as similar as in the view in which it is the most.
+    """
     path = run.stage(stage) / "candidates.parquet"
     if not path.exists():
         _search(run, stage, first, rows, second, settings)
@@ -87,8 +104,16 @@ def near_pairs(
         write_table(path, candidates.table())
     candidates = Candidates.read(path)
     if settings.verify:
-        _verify(run, stage, candidates, first, second or first)
-    return candidates, scores_of(run, stage, candidates, settings)
+        _verify(run, stage, candidates, first, second or first, settings)
+    return likest_views(candidates.pairs, scores_of(run, stage, candidates, settings))
+
+
+def likest_views(pairs: Rows, similarity: NDArray[np.float32]) -> tuple[Rows, NDArray[np.float32]]:
+    """Of sorted pairs each once, with its largest similarity."""
+    fresh = np.ones(len(pairs), bool)
+    fresh[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+    start = np.flatnonzero(fresh)
+    return pairs[start], np.maximum.reduceat(similarity, start) if len(start) else similarity
 
 
 def scores_of(run: Run, stage: str, candidates: Candidates, settings: NearConfig) -> NDArray[np.float32]:
@@ -101,20 +126,42 @@ def scores_of(run: Run, stage: str, candidates: Candidates, settings: NearConfig
     )
 
 
-def _verify(run: Run, stage: str, candidates: Candidates, first: Pictures, second: Pictures) -> None:
-    spans = [
-        (at, min(at + PAIRS_PER_PIECE, len(candidates.pairs)))
-        for at in range(0, len(candidates.pairs), PAIRS_PER_PIECE)
-    ]
+def _verify(
+    run: Run, stage: str, candidates: Candidates, first: Pictures, second: Pictures, settings: NearConfig
+) -> None:
+    count = len(candidates.pairs)
+    spans = [slice(at, min(at + PAIRS_PER_PIECE, count)) for at in range(0, count, PAIRS_PER_PIECE)]
     paths = [run.stage(stage) / "aligned" / f"{number:05d}.parquet" for number in range(len(spans))]
-    what = f"{stage}: verify"
+    what, again = (
+        f"{stage}: verify",
+        nearest_of(candidates.pairs, candidates.view, candidates.cosine, settings.tilted),
+    )
     pieces = [
-        Piece(paths[number], candidates.pairs[slice(*spans[number])], first.thumbs, second.thumbs)
+        Piece(
+            paths[number],
+            candidates.pairs[spans[number]],
+            candidates.view[spans[number]],
+            again[spans[number]],
+            first.thumbs,
+            second.thumbs,
+            second.tall[candidates.pairs[spans[number], 1]],
+        )
         for number in run.share.take(len(spans), lambda number: paths[number].exists(), what)
     ]
-    total = run.share.part_of(len(candidates.pairs), pieces)
+    total = run.share.part_of(count, pieces)
     run.workers.do(align_piece, pieces, what=what, total=total, unit="pair")
     run.share.leave(what)
+
+
+def nearest_of(pairs: Rows, view: Rows, cosine: NDArray[np.float32], least: float) -> NDArray[np.bool_]:
+    """[p] which are, as they are, of at least this cosine and the nearest of either picture."""
+    plain = (view == 0) & (cosine >= least)
+    found, cosine = np.zeros(len(plain), bool), cosine[plain]
+    for rows in pairs[plain].T:
+        best = np.full(rows.max(initial=-1) + 1, -np.inf, np.float32)
+        np.maximum.at(best, rows, cosine)
+        found[plain] |= cosine == best[rows]
+    return found
 
 
 @dataclass(frozen=True)
@@ -123,20 +170,41 @@ class Piece:
 
     path: Path
     pairs: Rows
+    view: Rows
+    again: NDArray[np.bool_]  # [p] who is looked at again, where it does not fit
     first: Stack
     second: Stack
+    tall: NDArray[np.float32]  # [p] height over width of the second
 
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def opened(self) -> tuple[NDArray[np.uint8], Rows]:
+        """Thumbnails in all views that are wanted, and the pairs as rows of these."""
+        thumbs, pairs = [], []
+        of_first = self.view >= OF_FIRST
+        views = (np.where(of_first, self.view - OF_FIRST, 0), np.where(of_first, 0, self.view))
+        start = 0
+        for stack, rows, view in zip((self.first, self.second), self.pairs.T, views, strict=True):
+            both, place = np.unique(np.stack([view, rows], axis=1), axis=0, return_inverse=True)
+            plain = stack.rows(both[:, 1])
+            for each in np.unique(both[:, 0]):
+                mine = both[:, 0] == each
+                plain[mine] = seen(plain[mine], int(each))
+            thumbs.append(plain)
+            pairs.append(place.reshape(-1) + start)
+            start += len(both)
+        return np.concatenate(thumbs), np.stack(pairs, axis=1)
+
 
 def align_piece(piece: Piece) -> int:
     """Write the score of each pair; returns how many there are."""
-    first, a = np.unique(piece.pairs[:, 0], return_inverse=True)
-    second, b = np.unique(piece.pairs[:, 1], return_inverse=True)
-    thumbs = np.concatenate([piece.first.rows(first), piece.second.rows(second)])
-    found = align(thumbs, np.stack([a, b + len(first)], axis=1))
-    table = {"score": found.score, "detail": found.detail, "level": found.level}
+    thumbs, pairs = piece.opened()
+    found = align(thumbs, pairs)
+    again = np.flatnonzero(piece.again & (found.score < FITS))
+    score = found.score.copy()
+    score[again] = np.maximum(score[again], look_again(thumbs, pairs[again], piece.tall[again]))
+    table = {"score": score, "detail": found.detail, "level": found.level}
     write_table(piece.path, pa.table({name: pa.array(np.round(values, 4)) for name, values in table.items()}))
     return len(piece.pairs)
 
@@ -147,7 +215,7 @@ def _search(
     """Leave every candidate in a piece of `search/`; `search/engines.json` says how, and with what recall."""
     folder, what = run.stage(stage) / "search", f"{stage}: search"
     second_side = None if second is None else second.side(np.arange(len(second)))
-    todo = jobs(first.side(rows), second_side, folder)
+    todo = jobs(first.side(rows), second_side, folder, settings)
     count = sum(len(job.blocks()) for job in todo)
     wanted = run.share.take(count, lambda number: piece_of(folder, number).exists(), what)
     if wanted:
@@ -160,12 +228,13 @@ def _search(
 def _gathered(run: Run, stage: str, first: Pictures, second: Pictures | None) -> Candidates:
     other = second or first
     parts = []
-    for pairs in gathered(run.stage(stage) / "search", len(first), run.config.search.memory_gib / 4):
+    for found in gathered(run.stage(stage) / "search", len(first), run.config.search.memory_gib / 4):
+        pairs = found[:, :2]
         hamming = np.full(len(pairs), 64, np.int64)
         for mine, theirs in zip(first.hashes, other.hashes, strict=True):
             apart = np.bitwise_count(mine[pairs[:, 0]] ^ theirs[pairs[:, 1]]).astype(np.int64)
             hamming = np.minimum(hamming, apart)
-        parts.append((pairs, cosines(first.vectors, other.vectors, pairs), hamming))
+        parts.append((pairs, found[:, 2], cosines(first.vectors, other.vectors, pairs), hamming))
     return Candidates(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 

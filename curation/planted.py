@@ -4,7 +4,7 @@ They are made in pieces of a few pictures: `NNNNN.thumbs.npy`, `NNNNN.raw.npy` f
 `NNNNN.parquet`; and, with a backbone, `NNNNN.vectors.npy`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from curation import descriptor, embed, looks
 from curation.config import BUILT_IN
 from curation.ingest import Ingested, Stack
 from curation.run import Run
+from curation.views import Turned
 from dinov2.data.copies import copies_of
 from dinov2.data.decode import Unreadable, decode
 from dinov2.data.sources import Source
@@ -41,6 +42,7 @@ class Copies:
     thumbs: Stack
     vectors: NDArray[np.float16]
     hashes: list[NDArray[np.uint64]]
+    turned: Callable[[int], Turned] | None  # their vectors in one of the turns, by the descriptor
 
     def __len__(self) -> int:
         return len(self.row)
@@ -80,6 +82,9 @@ def plant(run: Run, rows: Rows, folder: Path, what: str) -> Copies:
         Stack([piece.at(".thumbs.npy") for piece in pieces]),
         vectors,
         [table[name].to_numpy() for name in ("phash", "pca_hash")],
+        partial(Turned, Stack([piece.at(".raw.npy") for piece in pieces]), embed.whitening_of(run))
+        if describe
+        else None,
     )
 
 

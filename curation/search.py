@@ -1,11 +1,13 @@
 """Candidate pairs, in pieces that are done or not done: a block of queries against all others.
 
-Both sides of a search leave their pairs in the same pieces, `search/NNNNN.parquet`, sorted: hashes a few bits
-apart, and nearest neighbours by embedding. `gathered` reads them a range of rows at a time, so that what is
-held does not grow with their number.
+All that finds candidates leaves them in the same pieces, `search/NNNNN.parquet`, sorted: hashes a few bits
+apart, nearest neighbours by embedding, and both again for other views of the queries (`curation.views`). A
+candidate is a row of the first set, a row of the second, and the view. `gathered` reads them a range of rows
+at a time, so that what is held does not grow with their number.
 """
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from pyarrow import parquet
 
 from curation.config import NearConfig, SearchConfig
 from curation.hashes import HashTable
+from curation.ingest import Stack
+from curation.views import OF_FIRST, PAIRED, TILES, TURNS, UNDONE, hashes
 from dinov2.console import progress
 from dinov2.files import write_table
 
@@ -28,7 +32,10 @@ Hashes = NDArray[np.uint64]
 
 BLOCK = 8192  # queries in a piece
 ROW_GROUP = 65_536  # pairs that are read together
-HELD = 64  # bytes that a pair takes while pieces are put together
+COLUMNS = ("a", "b", "view")
+TURNED_K = 8  # neighbours that a turned picture may have
+BLANK = 3.0  # spread of the luma, of 255 levels, of views that hash alike because there is nothing to see
+HELD = 96  # bytes that a pair takes while pieces are put together
 
 
 @dataclass(frozen=True)
@@ -37,10 +44,17 @@ class Side:
 
     vectors: Any  # features.Embeddings
     hashes: list[Hashes]  # of all rows
+    thumbs: Stack
+    turned: Callable[[int], Any] | None  # vectors in one of the TURNS, if the embedding knows them
     chosen: Rows
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    def in_view(self, view: int) -> "Side":
+        """The same with the vectors of turned pictures."""
+        assert self.turned is not None
+        return dataclasses.replace(self, vectors=self.turned(view))
 
     def selected(self) -> Any:
         """The chosen rows, read from the disk as they are asked for."""
@@ -51,26 +65,45 @@ class Side:
 
 @dataclass(frozen=True)
 class Job:
-    """A search of `queries` in `base`; their pairs are (query, base), or (base, query) if `turned`."""
+    """A search of `queries` in `base`; their pairs are (query, base), or (base, query) if `swapped`."""
 
     queries: Side
     base: Side
     folder: Path  # of the index, if there is one
     inside: bool  # queries and base are the same; pairs have the lower row first
-    turned: bool = False
+    swapped: bool = False
+    view: int = 0  # of the queries, whose neighbours by embedding are looked for
+    views: Sequence[int] = ()  # of the queries, whose hashes are looked up too
 
     def blocks(self) -> list[slice]:
         starts = range(0, len(self.queries), BLOCK)
         return [slice(start, min(start + BLOCK, len(self.queries))) for start in starts]
 
 
-def jobs(first: Side, second: Side | None, folder: Path) -> list[Job]:
+def jobs(first: Side, second: Side | None, folder: Path, near: NearConfig) -> list[Job]:
     """What is searched to find pairs among `first`, or between it and `second`."""
     if second is None:
-        return [Job(first, first, folder / "index", inside=True)]
+        return with_views(Job(first, first, folder / "index", inside=True), PAIRED, near)
+    ahead = Job(first, second, folder / "index-second", inside=False)
+    back = Job(second, first, folder / "index-first", inside=False, swapped=True)
+    # What is turned may be either; but of a collage and its part each may be the collage.
+    ahead = dataclasses.replace(ahead, views=TILES if near.verify and near.views else ())
+    return [ahead, *with_views(back, TURNS, near)]
+
+
+def with_views(job: Job, turns: Sequence[int], near: NearConfig) -> list[Job]:
+    """A search, and what finds its queries turned and as a part of others, as far as that is wanted."""
+    if near.verify and near.views:
+        job = dataclasses.replace(job, views=(*turns, *TILES))
+    if job.queries.turned is None:
+        return [job]
     return [
-        Job(first, second, folder / "index-second", inside=False),
-        Job(second, first, folder / "index-first", inside=False, turned=True),
+        job,
+        *(
+            dataclasses.replace(job, queries=job.queries.in_view(turn), view=turn, views=())
+            for turn in near.turns
+            if turn in turns
+        ),
     ]
 
 
@@ -107,60 +140,81 @@ def searcher(settings: SearchConfig, seed: int = 0) -> "Searcher":
 
 
 def prepare(jobs: list[Job], settings: SearchConfig) -> list[dict[str, Any]]:
-    """Build the indexes that are wanted; returns the engine of each job, and its recall."""
+    """Build the indexes that are wanted; returns the engine of each, and its recall."""
     how = searcher(settings)
     return [
         how.prepare(job.queries.selected(), job.base.selected(), job.folder, inside=job.inside)
         for job in jobs
-        if len(job.queries) and len(job.base)
+        if len(job.queries) and len(job.base) and not job.view
     ]
 
 
 def _search(
     job: Job, wanted: list[int], first: int, folder: Path, near: NearConfig, settings: SearchConfig
 ) -> Iterator[int]:
-    tables = (
-        []
-        if job.turned
-        else [HashTable(each[job.base.chosen], near.hash_distance) for each in job.base.hashes]
-    )
+    plain, seen = _tables(job, near)
+    k, least, always = (TURNED_K, near.turned_cosine, 0) if job.view else (near.k, near.cosine, near.always)
     blocks = [job.blocks()[number - first] for number in wanted]
     found = searcher(settings).search(
-        job.queries.selected(), job.base.selected(), near.k, job.folder, blocks, inside=job.inside
+        job.queries.selected(), job.base.selected(), k, job.folder, blocks, inside=job.inside
     )
     for number, (block, (similarity, index)) in zip(wanted, found, strict=True):
         rows = job.queries.chosen[block]
         similarity, index = similarity.numpy(), index.numpy()
-        close = similarity >= near.cosine
-        close[:, : near.always] = True
+        close = similarity >= least
+        close[:, :always] = True
         a, place = np.nonzero(close & (index >= 0))
-        pairs = [(rows[a], job.base.chosen[index[a, place]])]
-        for table, hashes in zip(tables, job.queries.hashes, strict=False):
-            pairs += [(rows[a], job.base.chosen[b]) for a, b in table.near(hashes[rows])]
-        write_table(piece_of(folder, number), _table(pairs, job))
+        pairs = [_pairs(rows[a], job.base.chosen[index[a, place]], job.view, job)]
+        for table, own in zip(plain, job.queries.hashes, strict=False):
+            pairs += [_pairs(rows[a], job.base.chosen[b], 0, job) for a, b in table.near(own[rows])]
+        pairs += [_pairs(rows[a], job.base.chosen[b], view, job) for view, a, b in _in_views(job, rows, seen)]
+        table = once(np.concatenate(pairs))
+        write_table(piece_of(folder, number), pa.table(dict(zip(COLUMNS, table.T.copy(), strict=True))))
         yield number
 
 
-def _table(pairs: list[tuple[Rows, Rows]], job: Job) -> pa.Table:
-    both = np.concatenate([np.stack(pair, axis=1) for pair in pairs])
-    if job.turned:
-        both = both[:, ::-1]
-    if job.inside:
-        both = np.sort(both[both[:, 0] != both[:, 1]], axis=1)
-    both = once(both)
-    return pa.table({"a": both[:, 0].copy(), "b": both[:, 1].copy()})
+def _tables(job: Job, near: NearConfig) -> tuple[list[HashTable], list[HashTable]]:
+    """The base's hashes, to be searched by the queries', and by those of their views."""
+    base = [each[job.base.chosen] for each in job.base.hashes]
+    plain = [] if job.swapped or job.view else [HashTable(each, near.hash_distance) for each in base]
+    return plain, [HashTable(each, near.view_distance) for each in base] if job.views else []
 
 
-def once(pairs: Rows) -> Rows:
-    """Each pair once, sorted."""
-    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-    fresh = np.ones(len(pairs), bool)
-    fresh[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
-    return pairs[fresh]
+def _in_views(job: Job, rows: Rows, tables: list[HashTable]) -> Iterator[tuple[int, Rows, Rows]]:
+    """View, place in `rows` and place in the base of what hashes of other views find."""
+    if not tables:
+        return
+    *both, spread = hashes(job.queries.thumbs.rows(rows), job.views)
+    for number, view in enumerate(job.views):
+        worth = np.flatnonzero(spread[number] >= BLANK)
+        for table, own in zip(tables, both, strict=True):
+            for a, b in table.near(own[number][worth]):
+                yield view, worth[a], b
+
+
+def _pairs(query: Rows, base: Rows, view: int, job: Job) -> Rows:
+    """[p, 3] first row, second row and view of what was found for a view of the queries."""
+    if job.swapped:
+        return np.stack([base, query, np.full_like(query, view)], axis=1)
+    of_first = view + OF_FIRST if view in TILES else UNDONE[view]
+    if not job.inside:
+        return np.stack([query, base, np.full_like(query, of_first)], axis=1)
+    two = query != base
+    query, base = query[two], base[two]
+    views = np.where(query < base, of_first, view)
+    return np.stack([np.minimum(query, base), np.maximum(query, base), views], axis=1)
+
+
+def once(rows: Rows) -> Rows:
+    """Each row once, sorted."""
+    rows = rows[np.lexsort(rows.T[::-1])]
+    fresh = np.ones(len(rows), bool)
+    fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)
+    return rows[fresh]
 
 
 def gathered(folder: Path, count: int, memory_gib: float) -> Iterator[Rows]:
-    """[p, 2] the pairs of all pieces, each once, sorted, a range of first rows (of `count`) at a time."""
+    """[p, 3] candidates of all pieces, each once, sorted, a range of first rows (of `count`) at a time."""
     paths = sorted(folder.glob("[0-9]*.parquet"))
     total = sum(parquet.read_metadata(path).num_rows for path in paths)
     ranges = max(1, -(-total * HELD // int(memory_gib * 2**30)))
@@ -168,5 +222,5 @@ def gathered(folder: Path, count: int, memory_gib: float) -> Iterator[Rows]:
     for low in range(0, max(count, 1), step):
         inside = [("a", ">=", low), ("a", "<", low + step)]
         tables = [parquet.read_table(path, filters=inside) for path in paths]
-        pairs = [np.stack([table["a"].to_numpy(), table["b"].to_numpy()], axis=1) for table in tables]
-        yield once(np.concatenate([np.zeros((0, 2), np.int64), *pairs]))
+        found = [np.stack([table[name].to_numpy() for name in COLUMNS], axis=1) for table in tables]
+        yield once(np.concatenate([np.zeros((0, 3), np.int64), *found]))

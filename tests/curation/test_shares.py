@@ -1,6 +1,7 @@
 """Parts done by processes that know nothing of each other make what one process makes."""
 
 import subprocess
+import time
 from pathlib import Path
 from random import Random
 
@@ -34,6 +35,9 @@ def test_shards_in_any_order_one_of_them_killed_end_as_one_process(
         subprocess.Popen(command(*words, output, f"shard={number}/3", "workers=1"), cwd=ROOT)
         for number in (2, 0)
     ]
+    while not (folder / "out" / "stages" / "ingest" / "begun.json").exists():  # they hold the folder by then
+        assert all(process.poll() is None for process in others)
+        time.sleep(0.02)
     killed = command(*words, "output=out", "shard=1/3", "workers=1")
     with pytest.raises(UserError, match=r"is in use|lacks"):
         curate(*words, output, "shard=merge")
