@@ -12,6 +12,7 @@ from torch import Tensor
 from dinov2.exits import UserError
 from dinov2.features.embedder import as_tensor
 from dinov2.models.backbone import Backbone
+from dinov2.models.timm_backbone import TimmBackbone
 from dinov2.models.vit import VisionTransformer
 
 Grid = tuple[int, int]
@@ -27,10 +28,10 @@ def attention(
         size: pixels of the short side as the backbone sees it; by default what it was made for.
 
     Raises:
-        UserError: the backbone is not one of our vision transformers, whose attention can be read.
+        UserError: the backbone is no vision transformer whose attention can be read.
     """
-    if not isinstance(backbone, VisionTransformer):
-        raise UserError("attention maps need a ViT of this project or in the published layout, not timm's")
+    if not isinstance(backbone, VisionTransformer | TimmBackbone):
+        raise UserError(f"attention maps need a vision transformer, not a {type(backbone).__name__}")
     pixels, (rows, columns) = _seen(backbone, image, size)
     weights = backbone.get_last_selfattention(pixels)
     first = 1 + backbone.num_register_tokens

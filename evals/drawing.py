@@ -30,7 +30,7 @@ def draw_classification(
     page.heading("Confusions")
     if classes <= MOST_CLASSES:
         caption = "Rows: the class; columns: what its test pictures were taken for, as a share of the row."
-        page.figure(_matrix(counts, parts.classes), caption)
+        page.figure(confusion_chart(counts, parts.classes), caption)
     wrong = counts.clone().fill_diagonal_(0).flatten()
     most = wrong.argsort(descending=True, stable=True)[:10]
     rows = [
@@ -79,7 +79,7 @@ def draw_examples(
         _gallery(page, cards, _kind(right))
 
 
-def _matrix(counts: Int[Tensor, "classes classes"], names: Sequence[str]) -> Figure:
+def confusion_chart(counts: Int[Tensor, "classes classes"], names: Sequence[str]) -> Figure:
     side = 2.2 + 0.22 * len(names)
     axes = chart(width=min(9.4, 1.6 + side), height=side)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)

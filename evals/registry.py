@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals import (
+    attention,
     clustering,
     copydetect,
     corruptions,
+    depth,
     fewshot,
     finetune,
     knn,
@@ -15,6 +17,8 @@ from evals import (
     logreg,
     resolution,
     retrieval,
+    segmentation,
+    video,
 )
 from evals.config import EvalConfig
 from evals.data import labelled_parts
@@ -39,6 +43,9 @@ class Task:
 
 
 TASKS: dict[str, Task] = {
+    "attention": Task(
+        attention.AttentionConfig, attention.data, attention.run, "objects in the last block's attention"
+    ),
     "clustering": Task(
         clustering.ClusteringConfig, labelled_parts, clustering.run, "k-means against the classes"
     ),
@@ -48,6 +55,7 @@ TASKS: dict[str, Task] = {
     "corruptions": Task(
         corruptions.CorruptionsConfig, corruptions.data, corruptions.run, "accuracy on corrupted pictures"
     ),
+    "depth": Task(depth.DepthConfig, depth.data, depth.run, "depth of every pixel: linear, ridge or k-NN"),
     "fewshot": Task(
         fewshot.FewshotConfig, labelled_parts, fewshot.run, "classes from a few pictures of each"
     ),
@@ -64,4 +72,11 @@ TASKS: dict[str, Task] = {
         retrieval.run,
         "finding what shows the same",
     ),
+    "segmentation": Task(
+        segmentation.SegmentationConfig,
+        segmentation.data,
+        segmentation.run,
+        "classes of pixels: linear, ridge or k-NN",
+    ),
+    "video": Task(video.VideoConfig, video.data, video.run, "masks carried through videos (DAVIS: J, F)"),
 }

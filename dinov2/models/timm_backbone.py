@@ -8,6 +8,7 @@ import dinov2.vision_ops  # noqa: F401  # for what its import does: timm imports
 
 import timm
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2.exits import UserError
@@ -49,6 +50,7 @@ class TimmBackbone(Backbone):
         self.prefix = int(getattr(self.model, "num_prefix_tokens", 0))
         has_cls = getattr(self.model, "has_class_token", getattr(self.model, "cls_token", None) is not None)
         self.has_cls = bool(has_cls and self.prefix)
+        self.num_register_tokens = self.prefix - int(self.has_cls)
 
     def forward_packed(
         self,
@@ -84,6 +86,28 @@ class TimmBackbone(Backbone):
             cls = prefix[:, 0] if self.has_cls else features.mean(dim=(2, 3))
             layers.append((patches, cls) if return_class_token else patches)
         return tuple(layers)
+
+    def get_last_selfattention(self, x: Images) -> Float[Tensor, "batch heads tokens tokens"]:
+        """Attention weights of the last block (by DINO's name). Tokens: CLS, registers, patches.
+
+        Raises:
+            UserError: the model has no CLS token, or no attention that timm computes step by step.
+        """
+        self._check(x)
+        blocks = self.layers()
+        inner: Any = getattr(blocks[-1], "attn", None) if blocks else None
+        if not self.has_cls or not hasattr(inner, "fused_attn") or not hasattr(inner, "attn_drop"):
+            raise UserError(f"timm:{self.name} has no self-attention of a CLS token to patches")
+        found: list[Tensor] = []
+        # What the weights go through before they meet the values, in the computation that is not fused.
+        hook = inner.attn_drop.register_forward_hook(lambda _, inputs, __: found.append(inputs[0]))
+        fused, inner.fused_attn = inner.fused_attn, False
+        try:
+            self._intermediates(x, 1, norm=False)
+        finally:
+            hook.remove()
+            inner.fused_attn = fused
+        return found[0]
 
     def layers(self) -> list[nn.Module]:
         """A transformer's blocks; other networks are one part."""

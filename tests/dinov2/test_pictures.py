@@ -7,6 +7,7 @@ import torch
 from dinov2.exits import UserError
 from dinov2.models import load_backbone
 from dinov2.models.config import vit_config
+from dinov2.models.timm_backbone import TimmBackbone
 from dinov2.models.vit import VisionTransformer
 from dinov2.pictures import attention, attention_maps, most_attended, patch_colours
 from tests.pictures import picture
@@ -56,6 +57,15 @@ def test_equal_pictures_get_equal_colours_and_different_ones_others(backbone):
     assert 0 < (front.max(axis=2) == 0).mean() < 1
 
 
-def test_a_timm_backbone_says_that_its_attention_cannot_be_read():
-    with pytest.raises(UserError, match="not timm's"):
-        attention(load_backbone("timm:vit_tiny_patch16_224"), picture(0, 0))
+def test_attention_of_a_timm_backbone_is_what_its_queries_and_keys_say():
+    backbone = load_backbone("timm:vit_tiny_patch16_224?seed=1")
+    assert isinstance(backbone, TimmBackbone)
+    inner, inputs = backbone.model.blocks[-1].attn, []
+    inner.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    maps = attention(backbone, picture(0, 0, (48, 32)), size=32)
+    q, k, _ = inner.qkv(inputs[0][0]).unflatten(1, (3, 3, 64)).permute(1, 2, 0, 3)
+    reference = (q[:, :1] @ k.transpose(1, 2) / 8).softmax(2)[:, 0, 1:].view(3, 2, 3)
+    torch.testing.assert_close(maps, reference)
+    assert inner.fused_attn
+    with pytest.raises(UserError, match="no self-attention of a CLS token"):
+        attention(load_backbone("timm:resnet10t"), picture(0, 0))
