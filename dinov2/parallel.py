@@ -63,6 +63,23 @@ def all_gather_objects(value: T) -> list[T]:
     return values
 
 
+def broadcast_object(value: T) -> T:
+    """Any small value of the first rank, on every rank. It is pickled: not for every step."""
+    values = [value]
+    if world() > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Any value of each rank, in rank order, on the first rank; nothing on the others."""
+    if world() == 1:
+        return [value]
+    values: list[Any] | None = [None] * world() if is_main() else None
+    dist.gather_object(value, values, dst=0)
+    return values or []
+
+
 def barrier() -> None:
     if world() > 1:
         dist.barrier()

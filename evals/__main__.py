@@ -6,7 +6,7 @@ usage: dinov2 eval BACKBONE TASK [RECIPE] data=ROOT output=DIR [key=value …]
 BACKBONE is a backbone folder, timm:NAME, or a weights file with ?architecture=…; untrained:ANY OF THESE for
 the same with fresh weights; or pixels, for no backbone at all. The output folder gathers the results of any
 number of backbones and tasks: results/, results.jsonl, report.html. A killed command continues when it is run
-again.
+again. Under torchrun features are computed on all ranks; the result is that of one process.
 """
 
 import sys
@@ -14,7 +14,9 @@ import sys
 from dinov2.config import one_of, read
 from dinov2.console import run
 from dinov2.exits import UserError
+from dinov2.parallel import is_main, pick_device, process_group
 from evals.evaluate import evaluate
+from evals.ranks import MINUTES
 from evals.registry import TASKS
 from evals.report import REPORT
 from evals.results import described
@@ -31,9 +33,11 @@ def main(words: list[str]) -> None:
     task = TASKS[one_of(name, TASKS, "task")]
     # A recipe is the first of the words that are left; the backbone is a setting like the others.
     config = read(task.config, [*rest, f"backbone={backbone}"], recipes="evals", doc=_overview())
-    path, result = evaluate(name, config)
-    print(f"{name} of {backbone}: {described(result)}")
-    print(f"{path}; all results: {config.output}/{REPORT}")
+    with process_group(pick_device(config.device), minutes=MINUTES):
+        path, result = evaluate(name, config)
+        if is_main():
+            print(f"{name} of {backbone}: {described(result)}")
+            print(f"{path}; all results: {config.output}/{REPORT}")
 
 
 def _overview() -> str:

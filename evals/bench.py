@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -14,14 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2.data.sources import Source
-from dinov2.features import Embedder, Embeddings, embed
+from dinov2.features import Embedder, Embeddings, embed, embed_pieces
 from dinov2.files import read_json
 from dinov2.models.backbone import Backbone
-from dinov2.parallel import pick_device
+from dinov2.parallel import is_main, pick_device, world
 from evals.backbones import PIXELS, embedder, load
 from evals.config import EvalConfig
+from evals.ranks import dealt
+from evals.store import Store
 
 FEATURES = "features"
+PIECE = 1024  # pictures that are embedded by one rank, and that a killed command loses at most
 
 
 class Bench:
@@ -30,6 +33,7 @@ class Bench:
     Attributes:
         device: where it all runs.
         seconds: what was spent, by what it was spent on.
+        store: where features are kept; a task that keeps some there itself holds their folder.
         unreadable: by a source's fingerprint, how many of its pictures could not be read.
     """
 
@@ -38,6 +42,7 @@ class Bench:
         self.device = pick_device(config.device)
         self.seconds: dict[str, float] = {}
         self.unreadable: dict[str, int] = {}
+        self.store = Store(self.folder / FEATURES, config.features_gib)
         self._embedders: dict[tuple[str, int, int | None], Embedder] = {}
 
     @cached_property
@@ -80,22 +85,42 @@ class Bench:
 
         There may be more in a vector than was asked for: take the columns of the token's parts.
         """
-        return self.embedded(source, self.embedder(token, size))
 
-    def embedded(self, source: Source, wanted: Embedder, *, batch: int | None = None) -> Embeddings:
-        """The same by a task's own embedder; `batch` where pictures of several sizes cannot be stacked."""
+        def on_ranks(folder: Path, missing: Sequence[int]) -> None:
+            shares = [list(missing[first :: world()]) for first in range(world())]
+            for _ in dealt(self, _embed_share, shares, source, token, size, folder):
+                pass
+
+        return self.embedded(source, self.embedder(token, size), others=on_ranks if world() > 1 else None)
+
+    def embedded(
+        self,
+        source: Source,
+        wanted: Embedder,
+        *,
+        batch: int | None = None,
+        others: Callable[[Path, Sequence[int]], None] | None = None,
+    ) -> Embeddings:
+        """The same by a task's own embedder; `batch` where pictures of several sizes cannot be stacked.
+
+        `others` writes the missing pieces into a folder instead: see `embed`.
+        """
         start = time.perf_counter()
-        folder = self.folder / FEATURES / _key(wanted.meta, source)
-        found = _wide_enough(folder, wanted.meta["parts"])
+        held = self.store.hold(_key(wanted.meta, source))
+        found = _wide_enough(held, wanted.meta["parts"])
         if found is None:
+            folder = held / wanted.meta["token"]
             found = embed(
                 source,
                 wanted,
-                folder / wanted.meta["token"],
+                folder,
+                rows_per_file=PIECE,
                 batch=batch or self.config.batch,
                 workers=self.config.workers,
                 what=f"features of {source.name}",
+                others=None if others is None else lambda missing: others(folder, missing),
             )
+            self.store.trim()
         self.unreadable[source.fingerprint] = len(found.meta["unreadable"])
         self.seconds["features"] = self.seconds.get("features", 0.0) + time.perf_counter() - start
         return found
@@ -107,6 +132,23 @@ class Bench:
         found = self.features(source, token, size)
         parts = self.embedder(token, size).meta["parts"]
         return found.ids, np.array(found.array()[:, found.columns(parts[0][0], parts[-1][0])])
+
+
+def _embed_share(
+    bench: Bench, numbers: list[int], source: Source, token: str, size: int | None, folder: Path
+) -> None:
+    """One rank's pieces."""
+    embed_pieces(
+        source,
+        bench.embedder(token, size),
+        folder,
+        numbers,
+        rows_per_file=PIECE,
+        batch=bench.config.batch,
+        workers=bench.config.workers,
+        what=f"features of {source.name}",
+        shown=is_main(),
+    )
 
 
 def _key(meta: dict[str, Any], source: Source) -> str:

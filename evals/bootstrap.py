@@ -50,7 +50,12 @@ def of_sums(
 
 
 def of_statistic(
-    figure: Callable[[NDArray[np.int64]], float], pictures: int, *, draws: int = DRAWS // 2, seed: int = 0
+    figure: Callable[[NDArray[np.int64]], float],
+    pictures: int,
+    *,
+    draws: int = DRAWS // 2,
+    seed: int = 0,
+    around: float | None = None,
 ) -> tuple[float, float]:
     """The interval of any figure over pictures, such as the average precision of a ranking.
 
@@ -58,6 +63,8 @@ def of_statistic(
         figure: how often each picture was drawn, int64 [n], to the figure, in its own unit; NaN where a draw
             leaves it undefined, as when no picture of a class was drawn: such draws do not count.
         pictures: n.
+        around: the figure itself, to which the draws' mean is moved: for figures that are biased where a
+            picture is drawn twice, as those are that ask which pictures lie together.
     """
     generator = np.random.default_rng(seed)
     drawn = (generator.integers(pictures, size=pictures) for _ in range(draws))
@@ -65,5 +72,5 @@ def of_statistic(
     known = found[np.isfinite(found)]
     if not len(known):
         return float("nan"), float("nan")
-    low, high = np.percentile(known, COVERED)
+    low, high = np.percentile(known, COVERED) + (0.0 if around is None else around - known.mean())
     return float(low), float(high)

@@ -67,7 +67,7 @@ def run(bench: Bench, parts: Parts, config: ClusteringConfig, work: Path) -> Out
             table = np.bincount(pairs, weights=times, minlength=counts.size).reshape(counts.shape)
             return FIGURES[figure](table)
 
-        return of_statistic(drawn, len(test))
+        return of_statistic(drawn, len(test), around=FIGURES[figure](counts))
 
     def draw(page: Page) -> None:
         page.heading("Clusters")

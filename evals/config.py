@@ -28,12 +28,13 @@ class EvalConfig:
     batch: int = runtime(64)  # pictures at once through the backbone
     workers: int = runtime(0)  # processes that decode
     device: str = runtime("auto")  # auto, cpu, cuda, cuda:1, …
+    features_gib: float = runtime(50.0)  # of features to keep in output; the longest unused go first
     cache: str | None = runtime(None)  # folder for tar indexes; null: ~/.cache/dinov2
 
     def __post_init__(self) -> None:
         one_of(self.precision, PRECISIONS, "precision")
         at_least(1, self, "size", "batch")
-        at_least(0, self, "workers")
+        at_least(0, self, "workers", "features_gib")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from dinov2.config import at_least, listed, one_of
 from dinov2.console import progress
 from dinov2.data.order import derive_seed
+from dinov2.data.sources import Source
 from dinov2.exits import UserError
 from dinov2.features import CentreCrop, Embedder, as_tensor, embed_array
 from dinov2.files import write_whole
@@ -27,9 +28,11 @@ from evals.corrupt import KINDS, corrupt
 from evals.data import Parts, labelled_parts
 from evals.drawing import THUMBNAIL, picture_of
 from evals.probes import Probe, ProbeConfig, learnt
+from evals.ranks import dealt
 from evals.results import Outcome
 from evals.vectors import Vectors, vectors_of
 
+Cell = tuple[str, int]  # a kind and a strength
 SHOWN = 3  # the strength at which the page shows a picture
 
 
@@ -65,15 +68,8 @@ def run(bench: Bench, parts: Parts, config: CorruptionsConfig, work: Path) -> Ou
     probe = learnt(train, bench, parts, config, work)
     clean = (probe(test.rows) == test.labels).numpy()
     cells = [(kind, strength) for kind in config.kinds for strength in config.strengths]
-    right: dict[tuple[str, int], Bool[NDArray, "n"]] = {}
-    with bench.timed("corruptions"), progress(cells, what="corruptions", unit="cell") as bar:
-        for kind, strength in bar:
-            path = work / f"{kind}-{strength}.npy"
-            if not path.exists():
-                answers = _recognised(bench, parts, config, test, probe, kind, strength)
-                with write_whole(path) as file:
-                    np.save(file, answers)
-            right[kind, strength] = np.load(path)
+    with bench.timed("corruptions"):
+        right = _all_cells(bench, parts, config, test, probe, work, cells)
     scores = {
         kind: np.mean([right[kind, strength] for strength in config.strengths], axis=0)
         for kind in config.kinds
@@ -136,26 +132,36 @@ class CorruptedEmbedder:
         return self.clean(batch)
 
 
-def _recognised(
+def _all_cells(
     bench: Bench,
     parts: Parts,
     config: CorruptionsConfig,
     test: Vectors,
     probe: Probe,
-    kind: str,
-    strength: int,
-) -> Bool[NDArray, "n"]:
-    """Which test pictures are recognised under one corruption."""
+    work: Path,
+    cells: list[Cell],
+) -> dict[Cell, Bool[NDArray, "n"]]:
+    """Which test pictures are recognised under each corruption; what a killed command had done stays."""
+    paths = {(kind, strength): work / f"{kind}-{strength}.npy" for kind, strength in cells}
+    todo = [cell for cell, path in paths.items() if not path.exists()]
+    found = dealt(bench, _embed_cell, todo, parts.test.source, config)
+    with progress(total=len(cells), what="corruptions", unit="cell", initial=len(cells) - len(todo)) as bar:
+        for cell, (ids, rows) in zip(todo, found, strict=True):
+            if ids != test.ids:
+                raise UserError(f"pictures of {parts.test.source.name} changed meanwhile; run it again")
+            with write_whole(paths[cell]) as file:
+                np.save(file, (probe(rows) == test.labels).numpy())
+            bar.update()
+    return {cell: np.load(path) for cell, path in paths.items()}
+
+
+def _embed_cell(
+    bench: Bench, cell: Cell, source: Source, config: CorruptionsConfig
+) -> tuple[list[str], Float[Tensor, "n dim"]]:
+    """Ids and features of the test pictures under one corruption."""
     clean = bench.embedder(config.token, resize=config.size)
-    ids, rows = embed_array(
-        parts.test.source,
-        CorruptedEmbedder(clean, _corrupting(config, kind, strength, clean.prepare)),
-        batch=config.batch,
-        workers=config.workers,
-    )
-    if ids != test.ids:
-        raise UserError(f"pictures of {parts.test.source.name} changed while they were measured; run again")
-    return (probe(rows) == test.labels).numpy()
+    corrupted = CorruptedEmbedder(clean, _corrupting(config, *cell, clean.prepare))
+    return embed_array(source, corrupted, batch=config.batch, workers=config.workers)
 
 
 def _corrupting(

@@ -26,17 +26,20 @@ from dinov2.exits import UserError
 from dinov2.features import Embeddings
 from dinov2.files import write_bytes
 from dinov2.pages import Page
+from dinov2.parallel import world
 from evals.bench import Bench
 from evals.config import LabelledConfig
 from evals.crops import crop_batches
 from evals.data import Labelled, Parts, held_out
 from evals.drawing import draw_classification, draw_examples
 from evals.heads import HeadGrid, Kind
+from evals.ranks import dealt
 from evals.results import Outcome
 
 # Of the release, for a batch of 256; the paper writes 1e-4 to 0.5.
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 SELECT = ("test", "holdout")
+TOGETHER = 32  # steps whose features a rank gives at once
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
@@ -157,6 +160,16 @@ def _augmented(
     bench: Bench, parts: Parts, fit: Labelled, config: LinearConfig, token: str, first: int
 ) -> Batches:
     """Features of random crops. Pictures of classes are those of the source, read as training goes."""
+    steps = config.iterations - first if world() == 1 else TOGETHER
+    ranges = [
+        range(start, min(start + steps, config.iterations))
+        for start in range(first, config.iterations, steps)
+    ]
+    for batches in dealt(bench, _of_crops, ranges, fit, config, token):
+        yield from batches
+
+
+def _of_crops(bench: Bench, steps: range, fit: Labelled, config: LinearConfig, token: str) -> Batches:
     embedder = bench.embedder(token)
     crops = crop_batches(
         fit.source,
@@ -164,12 +177,13 @@ def _augmented(
         size=config.size,
         batch=config.batch_size,
         seed=derive_seed("linear", config.seed),
-        start=first,
-        stop=config.iterations,
+        start=steps.start,
+        stop=steps.stop,
         workers=config.workers,
     )
     for pictures, labels in crops:
-        yield embedder(pictures), labels
+        found = embedder(pictures)
+        yield (found if world() == 1 else found.cpu()), labels
 
 
 def _cached(

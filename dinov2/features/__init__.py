@@ -1,7 +1,7 @@
 """Features of pictures: embedders, the embeddings folder of the contracts, and what fills it."""
 
 from dinov2.features.embedder import PRECISIONS, BackboneEmbedder, CentreCrop, Embedder, as_tensor
-from dinov2.features.extract import embed, embed_array, stacked
+from dinov2.features.extract import embed, embed_array, embed_pieces, stacked
 from dinov2.features.folder import Embeddings
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "as_tensor",
     "embed",
     "embed_array",
+    "embed_pieces",
     "stacked",
 ]

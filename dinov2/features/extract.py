@@ -37,6 +37,7 @@ def embed(
     workers: int = 0,
     at_least: int | None = None,
     what: str = "embed",
+    others: Callable[[Sequence[int]], None] | None = None,
 ) -> Embeddings:
     """Embed every picture of a source into a folder; rows keep the source's order.
 
@@ -46,6 +47,7 @@ def embed(
 
     Args:
         at_least: decode JPEGs at a reduced scale whose short side keeps this many pixels (faster, not equal).
+        others: makes the pieces of these numbers instead, as by `embed_pieces` in several processes.
 
     Raises:
         UserError: the folder was made from other data or in another way; no picture can be read; a vector is
@@ -64,16 +66,23 @@ def embed(
         _check_same(folder, meta)
         if not (folder / META).exists():
             write_json(folder / PARTIAL / META, meta)
-            _embed_missing(
-                source,
-                embedder,
-                folder,
-                rows_per_file=rows_per_file,
-                batch=batch,
-                workers=workers,
-                at_least=at_least,
-                what=what,
-            )
+            remove_leftovers(folder)
+            pieces = range(-(-len(source) // rows_per_file))
+            missing = [number for number in pieces if not _done(folder, number).exists()]
+            if others is not None:
+                others(missing)
+            else:
+                embed_pieces(
+                    source,
+                    embedder,
+                    folder,
+                    missing,
+                    rows_per_file=rows_per_file,
+                    batch=batch,
+                    workers=workers,
+                    at_least=at_least,
+                    what=what,
+                )
             _finish(folder, source, meta)
     return Embeddings.open(folder)
 
@@ -188,26 +197,29 @@ def _check_same(folder: Path, meta: dict[str, Any]) -> None:
             )
 
 
-def _embed_missing(
+def embed_pieces(
     source: Source,
     embedder: Embedder,
     folder: Path,
+    numbers: Sequence[int],
     *,
-    rows_per_file: int,
-    batch: int,
-    workers: int,
-    at_least: int | None,
-    what: str,
+    rows_per_file: int = 8192,
+    batch: int = 64,
+    workers: int = 0,
+    at_least: int | None = None,
+    what: str = "embed",
+    shown: bool = True,
 ) -> None:
-    """Write each piece that is not there. Batches never span pieces, so that a piece is always the same."""
-    remove_leftovers(folder)
+    """Write the pieces of these numbers, for whoever holds the folder in `embed`.
+
+    Batches never span pieces, so that a piece is always the same.
+    """
     pieces = _batches(range(len(source)), rows_per_file)
-    missing = [number for number in range(len(pieces)) if not _done(folder, number).exists()]
-    todo = [_batches(pieces[number], batch) for number in missing]
+    todo = [_batches(pieces[number], batch) for number in numbers]
     loader = _loaded(source, embedder.prepare, [part for parts in todo for part in parts], workers, at_least)
-    before = sum(len(piece) for number, piece in enumerate(pieces) if number not in set(missing))
-    with progress(total=len(source), what=what, initial=before) as bar:
-        for number, parts in zip(missing, todo, strict=True):
+    before = len(source) - sum(len(pieces[number]) for number in numbers)
+    with progress(total=len(source), what=what, initial=before, shown=shown) as bar:
+        for number, parts in zip(numbers, todo, strict=True):
             rows, failures = [], []
             for part in parts:
                 loaded = next(loader)

@@ -122,6 +122,8 @@ def test_the_commands_recognise_classes(place, tmp_path):
     clusters = evaluated(place, tmp_path, "clustering", *SMALL)
     assert clusters["metrics"]["accuracy"] > 50
     assert set(clusters["metrics"]) == set(clusters["intervals"]) == {"accuracy", "nmi", "ari"}
+    for name, value in clusters["metrics"].items():
+        assert clusters["intervals"][name][0] <= value <= clusters["intervals"][name][1]
 
 
 def test_test_parts_with_other_classes(place, tmp_path):
