@@ -155,8 +155,7 @@ def _card(
     heads = attention_maps(bench.backbone, image, size=config.size)
     others = [picture for number, picture in enumerate(heads) if number != best]
     shown = [_over(image, truth), _over(image, mask), heads[best], *others]
-    name = objects.part.part.frames[row].image.name
-    return Card(shown, f"{name}: head {best}, {100 * scores[best]:.1f}%")
+    return Card(shown, f"{objects.part.shown_name(row)}: head {best}, {100 * scores[best]:.1f}%")
 
 
 def _over(image: Image.Image, mask: NDArray[np.bool_]) -> Image.Image:

@@ -63,6 +63,10 @@ class DensePart:
             digest.update(f"{os.path.relpath(path, self.place)} {path.stat().st_size}\n".encode())
         return digest.hexdigest()[:32]
 
+    def shown_name(self, row: int) -> str:
+        """A picture as a reader knows it: its folder may tell it from others of its name."""
+        return "/".join(self.part.frames[row].image.relative_to(self.place).parts[-2:])
+
     def image(self, row: int) -> Image.Image:
         path = self.part.frames[row].image
         try:

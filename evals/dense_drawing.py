@@ -71,7 +71,7 @@ def draw_masks(
         image = part.image(row)
         masks = [part.mask(row, image.size), answer(row).numpy()]
         pictures = [_fitting(image), *(covered(image, mask, colours) for mask in masks)]
-        return Card(pictures, f"{part.part.frames[row].image.name}: {100 * quality[row]:.1f}%")
+        return Card(pictures, f"{part.shown_name(row)}: {100 * quality[row]:.1f}%")
 
     kinds = {"The worst": worst(quality), "Evenly drawn": evenly(len(part))}
     for kind, rows in kinds.items():
@@ -103,7 +103,7 @@ def draw_depths(
         truth, found = part.depth(row, image.size), answer(row)
         most = float(truth[(truth < far)].max(initial=1e-3))
         pictures = [_fitting(image), depth_map(truth, most), depth_map(found, most)]
-        name = part.part.frames[row].image.name
+        name = part.shown_name(row)
         return Card(pictures, f"{name}: RMSE {rmse[row]:.3g} m; dark 0 m, bright {most:.1f} m")
 
     kinds = {"The worst": worst(-np.asarray(rmse)), "Evenly drawn": evenly(len(part))}

@@ -122,16 +122,14 @@ def carried(tokens: PatchTokens, sequence: Sequence, config: VideoConfig) -> NDA
     """The number of the object at each pixel, 0 for none, [frames, height, width]. The first is the truth."""
     first = sequence.numbers(0)
     answers = [first]
+    tiling = tokens.tiling(sequence.size)
     propagator = None
     for start in range(0, len(sequence), config.batch):
         rows = range(start, min(start + config.batch, len(sequence)))
-        tilings = [tokens.tiling(sequence.image(row).size) for row in rows]
-        if len({tiling.picture for tiling in tilings} | {first.shape[::-1]}) > 1:
-            raise UserError(f"the frames of {sequence.name} differ in size")
-        frames = [tiling.cut(sequence.image(row)) for tiling, row in zip(tilings, rows, strict=True)]
-        for maps in tokens(torch.cat(frames)).unflatten(1, tilings[0].grid):
+        found = tokens(torch.cat([tiling.cut(sequence.image(row)) for row in rows]))
+        for maps in found.unflatten(1, tiling.grid):
             if propagator is None:
-                labels = _as_labels(first, tilings[0].grid, len(sequence.objects)).to(maps)
+                labels = _as_labels(first, tiling.grid, len(sequence.objects)).to(maps)
                 propagator = Propagator(
                     maps,
                     labels,

@@ -20,19 +20,26 @@ class Sequence:
 
     Attributes:
         rows: of the part, one a frame.
+        size: (width, height) of each.
         several: the objects are told apart by their ids.
     """
 
     name: str
     part: DensePart
     rows: list[int]
+    size: tuple[int, int]
     several: bool
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def image(self, frame: int) -> Image.Image:
-        return self.part.image(self.rows[frame])
+        """Raises UserError if it is not as large as the first."""
+        image = self.part.image(self.rows[frame])
+        if image.size != self.size:
+            path = self.part.part.frames[self.rows[frame]].image
+            raise UserError(f"{path} is {_by(image.size)}, the first of its sequence {_by(self.size)}")
+        return image
 
     @cached_property
     def objects(self) -> list[int]:
@@ -56,7 +63,7 @@ class Sequence:
         return self._ids(frame) != VOID if self.several else None
 
     def _ids(self, frame: int) -> NDArray[np.int64]:
-        return self.part.ids(self.rows[frame], self.image(frame).size)
+        return self.part.ids(self.rows[frame], self.size)
 
 
 def sequences_of(part: DensePart, objects: str) -> list[Sequence]:
@@ -73,10 +80,14 @@ def sequences_of(part: DensePart, objects: str) -> list[Sequence]:
         rows.setdefault(str(frame.image.parent), []).append(row)
     found = []
     for folder, some in rows.items():
-        image = part.image(some[0])
-        ids = set(np.unique(part.ids(some[0], image.size)).tolist()) - {0}
+        size = part.image(some[0]).size
+        ids = set(np.unique(part.ids(some[0], size)).tolist()) - {0}
         several = objects == "several" or (objects == "auto" and bool(ids - {VOID}))
         if not (ids - {VOID} if several else ids):
             raise UserError(f"{part.part.frames[some[0]].mask} marks no object to follow")
-        found.append(Sequence(folder.rsplit("/", 1)[-1], part, some, several))
+        found.append(Sequence(folder.rsplit("/", 1)[-1], part, some, size, several))
     return found
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -170,5 +170,10 @@ def test_what_cannot_be_followed_says_why(place, tmp_path):
     words = [str(place / "backbone"), "video", f"output={tmp_path / 'out'}"]
     with pytest.raises(UserError, match=r"dark/00000\.png marks no object"):
         main([*words, f"data={empty}"])
+    first = empty / "Annotations" / "480p" / "dark" / "00000.png"
+    Image.fromarray(np.full((16, 16), 255, np.uint8)).save(first)
+    Image.fromarray(np.zeros((16, 18), np.uint8)).save(empty / "JPEGImages" / "480p" / "dark" / "00002.png")
+    with pytest.raises(UserError, match=r"dark/00002\.png is 18 x 16, the first of its sequence 16 x 16"):
+        main([*words, f"data={empty}", "size=16"])
     with pytest.raises(UserError, match="choose from 2016, 2017"):
         main([*words, f"data={empty}", "year=1999"])
