@@ -2,7 +2,8 @@
 
 What a run leaves in its folder:
 
-    decisions.parquet  manifest.parquet  shards/  edges/KIND.parquet  clusters.parquet  report.html
+    decisions.parquet  manifest.parquet  shards/  edges/KIND.parquet  clusters.parquet
+    report.html        what was chosen and why, by samples; all of it in report/
     leaks.parquet      which holdout pictures are in the pool, and as what
     takedowns.parquet  what was taken out afterwards
     stages/ingest/ROLE/NNNNN.parquet, .thumbs.npy, .raw.npy   what was read of pool, seeds and holdout

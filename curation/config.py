@@ -31,7 +31,7 @@ TOLD = {
     "retrieval": ("retrieval",),
     "budget": ("budget",),
     "write": ("write",),
-    "report": (),
+    "report": ("report",),
 }
 # Settings of later stages that a stage reads too.
 ALSO = {
@@ -220,6 +220,11 @@ class WriteConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    cards: int = 20_000  # at most so many copies, leaks, groups, … are shown in the pages beside the report
+
+
+@dataclass(frozen=True, kw_only=True)
 class CurateConfig:
     pool: str = required()  # source of the pictures to choose from
     seeds: str | None = None  # source of pictures whose like is wanted
@@ -246,6 +251,7 @@ class CurateConfig:
     retrieval: RetrievalConfig = section(RetrievalConfig)
     budget: BudgetConfig = section(BudgetConfig)
     write: WriteConfig = section(WriteConfig)
+    report: ReportConfig = section(ReportConfig)
 
     def check(self) -> None:
         """Raises UserError for a value that no stage could work with."""
@@ -277,7 +283,7 @@ class CurateConfig:
         at_least(1, self, "ingest.piece", "embed.copied", "embed.dimension", "embed.sample", "embed.batch")
         at_least(1, self, "duplicates.k", "leaks.k", "retrieval.k", "retrieval.each", "write.shard")
         at_least(1, self, "calibrate.among")
-        at_least(0, self, "calibrate.pictures")
+        at_least(0, self, "calibrate.pictures", "report.cards")
         at_least(1, self, "clusters.nearest", "clusters.rounds")
         at_least(0, self, "workers")
         if self.budget.pictures is not None and self.budget.pictures < 1:

@@ -42,7 +42,7 @@ LEFT = {  # what a stage leaves outside its own folder
     "clusters": ("clusters.parquet",),
     "retrieval": ("edges/retrieval.parquet",),
     "write": ("decisions.parquet", "manifest.parquet", "shards"),
-    "report": ("report.html",),
+    "report": ("report.html", "report"),
 }
 
 

@@ -13,6 +13,7 @@ whole, and only then the old shard goes: whoever reads the folder by its manifes
 import datetime
 import json
 import re
+import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -179,14 +180,35 @@ def _decide(folder: Path, ids: pa.Array) -> None:
         write_json(begun, {**read_json(begun), "taken": len(ids)})
     for part in sorted((folder / "stages" / "ingest" / "pool").glob("*.parquet")):
         _blank(part, ids)
+    _blank_copies(folder / "stages", ids)
     (folder / "report.html").unlink(missing_ok=True)
+    shutil.rmtree(folder / "report", ignore_errors=True)
 
 
 def _blank(part: Path, ids: pa.Array) -> None:
     table = parquet.read_table(part, columns=["id", "error"])
     readable = table.filter(table["error"].is_null())
     rows = pc.is_in(readable["id"], value_set=ids).to_numpy()
-    path = part.with_suffix(".thumbs.npy")
+    _zero(part.with_suffix(".thumbs.npy"), rows)
+
+
+def _blank_copies(stages: Path, ids: pa.Array) -> None:
+    """Of the pictures that were copied to calibrate thresholds."""
+    copied = sorted((stages / "calibrate" / "copies").glob("*.parquet"))
+    if not copied:
+        return
+    parts = [
+        parquet.read_table(part, columns=["id", "error"])
+        for part in sorted((stages / "ingest" / "pool").glob("*.parquet"))
+    ]
+    read = pa.concat_tables(parts)
+    names = read.filter(read["error"].is_null())["id"]
+    for part in copied:
+        rows = parquet.read_table(part, columns=["row"])["row"]
+        _zero(part.with_suffix(".thumbs.npy"), pc.is_in(names.take(rows), value_set=ids).to_numpy())
+
+
+def _zero(path: Path, rows: np.ndarray) -> None:
     if rows.any() and path.exists():
         thumbs = np.load(path)
         thumbs[rows] = 0

@@ -81,14 +81,19 @@ def curve(
     title: str = "",
     log_x: bool = False,
     log_y: bool = False,
+    marks: Mapping[str, float] | None = None,
 ) -> "Figure":
-    """One line for each name. Long ones are thinned to the extremes of equal stretches, so spikes stay."""
+    """One line for each name. Long ones are thinned to the extremes of equal stretches, so spikes stay.
+
+    `marks`: named places on the x axis, as thresholds.
+    """
     axes = chart(x=x, y=y, title=title)
     lines = {name: _thinned(_array(xs), _array(ys)) for name, (xs, ys) in series.items()}
     with style():
         for name, (xs, ys) in lines.items():
             marker, width = ("o", 1.8) if len(xs) <= MARKED_POINTS else ("", 1.2)
             axes.plot(xs, ys, label=name, marker=marker, linewidth=width)
+        _mark(axes, marks or {})
     # an axis without a positive value has no logarithm
     if log_x and any((xs > 0).any() for xs, _ in lines.values()):
         axes.set_xscale("log")

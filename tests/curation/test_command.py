@@ -46,7 +46,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(pool: Path, tmp_path: 
     assert_survives(
         command(*words, *SMALL_PIECES, "retrieval.k=6", "budget.pictures=8"),
         tmp_path,
-        results=RESULTS,
+        results=[*RESULTS, "out/report.html", "out/report/*"],
         moments=[*(when(f"out/{file}") for file in files), at(draw.uniform(0.05, 0.2))],
         at_least=4,
         limit=300,
@@ -146,7 +146,7 @@ def test_thirty_random_kills_change_nothing(pool: Path, tmp_path: Path) -> None:
     assert_survives(
         command(*words, *SMALL_PIECES, "retrieval.k=6", "budget.pictures=8"),
         tmp_path,
-        results=RESULTS,
+        results=[*RESULTS, "out/report.html", "out/report/*"],
         moments=random_moments(30, seed=1),
         separately=True,
         at_least=20,

@@ -1,0 +1,90 @@
+"""Pictures of any set by id: decoded for the page itself, as thumbnails for the many beside it."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from curation.ingest import Ingested
+from curation.looks import THUMB
+from curation.run import Run
+from dinov2.data.decode import Unreadable, decode
+
+TILES = 4  # along a side of a mosaic
+
+
+class Pictures:
+    """Where the ids of a run's pictures lead to."""
+
+    def __init__(self, run: Run) -> None:
+        self._sets = {role: Set(run, role) for role in run.sets}
+
+    def image(self, name: str) -> Image.Image | None:
+        """Small, but large enough to be judged; None if it can no longer be read."""
+        found, row = self._find(name)
+        try:
+            return decode(found.source.read(row), at_least=256)
+        except Unreadable:  # it went away after ingest; the report goes without it
+            return None
+
+    def thumb(self, name: str) -> Image.Image:
+        """As ingest left it, in its own proportions."""
+        found, row = self._find(name)
+        return found.thumb(row)
+
+    def uri(self, name: str) -> str:
+        found, row = self._find(name)
+        return found.source.table["uri"][row].as_py()
+
+    def mosaic(self, names: Sequence[str]) -> Image.Image:
+        """Rows of TILES thumbnails, at most as many."""
+        names = names[: TILES * TILES]
+        page = Image.new("RGB", (TILES * THUMB, -(-len(names) // TILES) * THUMB), (240, 242, 244))
+        for place, name in enumerate(names):
+            found, row = self._find(name)
+            page.paste(found.square(row), (place % TILES * THUMB, place // TILES * THUMB))
+        return page
+
+    def _find(self, name: str) -> tuple["Set", int]:
+        for found in self._sets.values():
+            row = found.row(name)
+            if row is not None:
+                return found, row
+        raise KeyError(name)
+
+
+class Set:
+    """One set: its source, sorted by id, and what ingest left of it."""
+
+    def __init__(self, run: Run, role: str) -> None:
+        self.source = run.sets[role]
+        self._run, self._role = run, role
+
+    def row(self, name: str) -> int | None:
+        ids = self.source.table["id"]
+        row = bisect_left(range(len(ids)), name, key=lambda at: ids[at].as_py())
+        return row if row < len(ids) and ids[row].as_py() == name else None
+
+    def square(self, row: int) -> Image.Image:
+        return Image.fromarray(self._thumbs.rows(self._place[row : row + 1])[0])
+
+    def thumb(self, row: int) -> Image.Image:
+        width, height = (self._ingested.table[name][row].as_py() for name in ("width", "height"))
+        sides = (max(1, round(THUMB * side / max(width, height))) for side in (width, height))
+        return self.square(row).resize(tuple(sides), Image.Resampling.BILINEAR)  # pyright: ignore[reportArgumentType]
+
+    @cached_property
+    def _ingested(self) -> Ingested:
+        return Ingested(self._run, self._role)
+
+    @cached_property
+    def _thumbs(self) -> Any:
+        return self._ingested.thumbs()
+
+    @cached_property
+    def _place(self) -> np.ndarray:
+        """[n] where the thumbnail of each row lies; only readable pictures have one."""
+        return np.cumsum(self._ingested.table["error"].is_null().to_numpy()) - 1
