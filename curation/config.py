@@ -36,7 +36,8 @@ TOLD = {
 # Settings of later stages that a stage reads too.
 ALSO = {
     "calibrate": (
-        *(f"duplicates.{name}" for name in ("hash_distance", "k", "cosine", "always", "verify")),
+        *(f"duplicates.{name}" for name in ("hash_distance", "k", "cosine", "always", "verify", "tilted")),
+        *(f"duplicates.{name}" for name in ("views", "view_distance", "turned", "turned_cosine")),
         *(f"{section}.{name}" for section in ("duplicates", "leaks") for name in ("threshold", "loosest")),
         "leaks.verify",
         "leaks.cosine",

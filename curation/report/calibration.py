@@ -7,10 +7,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from curation.calibrate import SECTIONS, measures, threshold_of
-from curation.copies import KINDS
 from curation.ingest import Ingested, Stack
 from curation.report.pictures import Pictures
 from curation.run import Run
+from dinov2.data.copies import KINDS
 from dinov2.pages import Card, Page, curve, histogram
 
 SHOWN = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # thresholds in the table

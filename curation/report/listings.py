@@ -16,8 +16,9 @@ from pyarrow import parquet
 from curation.calibrate import threshold_of
 from curation.ingest import Ingested
 from curation.near import Candidates, scores_of
-from curation.report.pictures import TILES, Pictures
+from curation.report.pictures import SHOWN, Pictures
 from curation.run import Run
+from curation.views import OF_FIRST, TILES, TURNS
 from dinov2.data.manifest import CLUSTERS_SCHEMA, EDGES_SCHEMA, read_format
 
 Tone = Literal["good", "bad", "plain"]
@@ -67,10 +68,9 @@ def dropped(run: Run, stage: str, decisions: pa.Table, pictures: Pictures) -> Li
     return Listing(stage, title, caption, items, len(table))
 
 
-def near_threshold(run: Run, stage: str, score: np.ndarray) -> Iterator[Listing]:
+def near_threshold(run: Run, stage: str, candidates: Candidates, score: np.ndarray) -> Iterator[Listing]:
     """The candidate pairs nearest to the threshold, above and below it."""
     threshold = threshold_of(run, stage)
-    candidates = Candidates.read(run.stage(stage) / "candidates.parquet")
     first = Ingested(run, "pool").readable()["id"]
     second = first if stage == "duplicates" else Ingested(run, "holdout").readable()["id"]
     for side, chosen in (("above", score >= threshold), ("below", score < threshold)):
@@ -80,7 +80,7 @@ def near_threshold(run: Run, stage: str, score: np.ndarray) -> Iterator[Listing]
             Item(
                 [first[int(candidates.pairs[row, 0])].as_py(), second[int(candidates.pairs[row, 1])].as_py()],
                 f"{score[row]:.3f} · cosine {candidates.cosine[row]:.2f} · "
-                f"hashes {candidates.hamming[row]} bits apart",
+                f"hashes {candidates.hamming[row]} bits apart{_seen(int(candidates.view[row]))}",
                 "bad" if side == "above" else "good",
             )
             for row in rows[: min(NEAREST, run.config.report.cards)]
@@ -135,7 +135,7 @@ def clusters(run: Run) -> Listing | None:
     order = _some(np.argsort(-sizes, kind="stable"), run.config.report.cards)
     items = [
         Item(
-            table["id"].slice(int(starts[at]), min(int(sizes[at]), TILES * TILES)).to_pylist(),
+            table["id"].slice(int(starts[at]), min(int(sizes[at]), SHOWN)).to_pylist(),
             f"{sizes[at]:,} pictures",
         )
         for at in order.tolist()
@@ -168,13 +168,26 @@ def retrieved(run: Run) -> Listing | None:
     return Listing("retrieval", "What seeds asked for", caption, items, len(starts))
 
 
-def similarities(run: Run, stage: str) -> np.ndarray:
-    """Of all candidate pairs of "duplicates" or "holdout"; none where nothing was searched."""
+def searched(run: Run, stage: str) -> tuple[Candidates, np.ndarray] | None:
+    """Candidate pairs of "duplicates" or "holdout", each in its likest view, and their similarity."""
     path = run.stage(stage) / "candidates.parquet"
     if not path.exists():
-        return np.zeros(0, np.float32)
+        return None
     settings = run.config.duplicates if stage == "duplicates" else run.config.leaks
-    return scores_of(run, stage, Candidates.read(path), settings)
+    found = Candidates.read(path)
+    score = scores_of(run, stage, found, settings)
+    order = np.lexsort((-score, found.pairs[:, 1], found.pairs[:, 0]))
+    fresh = np.ones(len(order), bool)
+    fresh[1:] = (np.diff(found.pairs[order], axis=0) != 0).any(axis=1)
+    rows = order[fresh]
+    return Candidates(
+        *(column[rows] for column in (found.pairs, found.view, found.cosine, found.hamming))
+    ), score[rows]
+
+
+def _seen(view: int) -> str:
+    view %= OF_FIRST
+    return " · mirrored or turned" if view in TURNS else " · a part of one" if view in TILES else ""
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:

@@ -115,9 +115,10 @@ def _pairs(shown: Shown, run: Run, stage: str, decisions: pa.Table) -> None:
     shown.add(listings.dropped(run, stage, decisions, shown.pictures))
     if stage == "holdout":
         _leaks(shown.page, run)
-    score = listings.similarities(run, stage)
-    if not len(score):
+    found = listings.searched(run, stage)
+    if found is None or not len(found[1]):
         return
+    candidates, score = found
     threshold = threshold_of(run, stage)
     shown.page.heading(
         f"The threshold for {'duplicates' if stage == 'duplicates' else 'leaks'}: {threshold:g}"
@@ -127,7 +128,7 @@ def _pairs(shown: Shown, run: Run, stage: str, decisions: pa.Table) -> None:
         title=f"{len(score):,} candidate pairs",
     )  # fmt: skip
     shown.page.figure(chart, f"Similarity of the candidate pairs; those from {threshold:g} on count.")
-    for listing in listings.near_threshold(run, stage, score):
+    for listing in listings.near_threshold(run, stage, candidates, score):
         shown.add(listing, heading=False, most=SHOWN // 2)
 
 

@@ -14,6 +14,7 @@ from curation.run import Run
 from dinov2.data.decode import Unreadable, decode
 
 TILES = 4  # along a side of a mosaic
+SHOWN = TILES * TILES
 
 
 class Pictures:
@@ -41,7 +42,7 @@ class Pictures:
 
     def mosaic(self, names: Sequence[str]) -> Image.Image:
         """Rows of TILES thumbnails, at most as many."""
-        names = names[: TILES * TILES]
+        names = names[:SHOWN]
         page = Image.new("RGB", (TILES * THUMB, -(-len(names) // TILES) * THUMB), (240, 242, 244))
         for place, name in enumerate(names):
             found, row = self._find(name)
