@@ -31,7 +31,7 @@ from curation.crops import (
     Rows,
     boxes,
     correlation,
-    crop_vectors,
+    crop_correlations,
     halved,
     refine,
     warp,
@@ -40,9 +40,10 @@ from curation.crops import (
 from curation.looks import luma
 
 TRIED = 3  # crops that are refined for each pair and direction
-WORTH_COARSE = 0.7  # coarse correlation from which a crop is refined
+WORTH_COARSE = 0.75  # coarse correlation from which a crop is refined
 WORTH_FINE = 0.6  # correlation at 16 x 16 from which it is refined further
 NOISE = 1.5  # levels (of 255) of noise in a cell of a 32 x 32 thumbnail, from compression and resampling
+SETTLED = 0.97  # correlation at 16 x 16 from which no other crop is tried
 UNMOVED = 0.03  # boxes that differ from the whole by no more than this are no crops
 COVERED = 0.2  # power of the detail, of at most 1, from which it vouches for a crop
 BATCH = 512  # pairs at a time
@@ -98,12 +99,13 @@ def _level(thumbs: NDArray[np.uint8], pairs: NDArray[np.int64]) -> Array:
 
 def _promising(fine: Array, middle: Array, inner: Rows, outer: Rows) -> tuple[Rows, Array]:
     """Pairs in which the inner picture may lie in the outer one, and the likeliest box of each."""
-    slow_at, crop = coarse(fine, fine, inner, outer)
+    slow_at, crop = coarse(middle, inner, outer)
     small = halved(middle)
     best = np.full(len(inner), WORTH_FINE, np.float32)
     box = np.zeros((len(inner), 4), np.float32)
     for choice in range(TRIED):
-        for part in in_batches(np.flatnonzero(slow_at[:, choice] >= WORTH_COARSE)):
+        worth = (slow_at[:, choice] >= WORTH_COARSE) & (best < SETTLED)
+        for part in in_batches(np.flatnonzero(worth)):
             target, picture = small[inner[part]], middle[outer[part]]
             at = refine(target, picture, boxes()[crop[part, choice]], rounds=6)
             slow = correlation(target, warp(picture, at, 16))
@@ -124,23 +126,25 @@ def _finished(fine: Array, middle: Array, inner: Rows, outer: Rows, box: Array) 
     return detail, box
 
 
-def coarse(inners: Array, outers: Array, inner: Rows, outer: Rows) -> tuple[Array, Rows]:
+def coarse(middle: Array, inner: Rows, outer: Rows) -> tuple[Array, Rows]:
     """[p, TRIED] best correlations of whole inner pictures with crops of the outer ones, and which crops.
 
     Args:
-        inners, outers: [any, 64, 64].
+        middle: [n, 32, 32].
         inner, outer: [p] rows of these.
     """
     used, place = np.unique(inner, return_inverse=True)
-    whole = whole_vectors(inners[used])
+    whole = whole_vectors(middle[used])
     scores = np.zeros((len(inner), TRIED), np.float32)
     crops = np.zeros((len(inner), TRIED), np.int64)
     order = np.argsort(outer, kind="stable")
     pictures, starts = np.unique(outer[order], return_index=True)
     for picture, rows in zip(pictures, np.split(order, starts[1:]), strict=True):
-        every = whole[place[rows]] @ crop_vectors(outers[picture]).T
-        crops[rows] = np.argsort(-every, axis=1, kind="stable")[:, :TRIED]
-        scores[rows] = np.take_along_axis(every, crops[rows], axis=1)
+        every = crop_correlations(middle[picture], whole[place[rows]])
+        for choice in range(TRIED):
+            best = every.argmax(axis=1)
+            crops[rows, choice], scores[rows, choice] = best, every.max(axis=1)
+            every[np.arange(len(rows)), best] = -1
     return scores, crops
 
 

@@ -116,14 +116,14 @@ class NearConfig:
 
     hash_distance: int = 8  # candidates: perceptual or PCA hashes that differ in at most this many of 64 bits
     k: int = 64  # candidates: nearest neighbours by embedding (DINOv2 app. A)
-    cosine: float = 0.25  # candidates: of these, those of at least this cosine
+    cosine: float = 0.4  # candidates: of these, those of at least this cosine
     always: int = 4  # candidates: so many nearest neighbours whatever their cosine
     verify: bool = True  # similarity is the alignment's score; else the cosine itself, and no views
     views: bool = True  # candidates: also turned pictures, and halves and quarters of them, by their hashes
     view_distance: int = 5  # of these hashes, bits
     turned: str = "mirrored"  # neighbours by embedding also of pictures "mirrored", in "all" turns, or "none"
     turned_cosine: float = 0.5  # candidates: of these, those of at least this cosine
-    tilted: float = 0.3  # nearest pairs from this cosine on are also tried tilted and recoloured
+    tilted: float = 0.35  # nearest pairs from this cosine on are also tried tilted and recoloured
     loosest: float = 0.5  # edges are stored from this similarity on
     threshold: float | None = None  # edges count from here on; null: calibrated, or see curation.calibrate
 

@@ -14,6 +14,7 @@ Array = NDArray[np.floating]  # float32 throughout
 Rows = NDArray[np.int64]
 
 COARSE = 12
+MIDDLE = THUMB // 2
 SCALES = (1.0, 0.93, 0.86, 0.8, 0.74, 0.68)
 STRETCH = 0.16  # the two axes of a crop may differ by this much in log scale, coarsely
 STEP = 0.08  # between the crops that are tried
@@ -28,12 +29,19 @@ def boxes() -> Array:
     return np.concatenate([intervals[columns], intervals[rows]], axis=1)
 
 
-def crop_vectors(picture: Array) -> Array:
-    """[crops, 144] normalised 12 x 12 luma of every box of one [64, 64] picture."""
+def crop_correlations(picture: Array, vectors: Array) -> Array:
+    """[n, crops] correlations of [n, 144] `whole_vectors` with every box of one [32, 32] picture.
+
+    The vectors have no mean and slope, so those of the boxes only count for how long these are.
+    """
     matrix, columns, rows = _sampling()
     count = len(matrix) // COARSE
     sampled = (matrix @ picture @ matrix.T).reshape(count, COARSE, count, COARSE)
-    return normal(sampled[rows, :, columns, :].reshape(len(rows), -1))
+    crops = sampled[rows, :, columns, :].reshape(len(rows), -1)
+    shares = crops @ np.concatenate([vectors.T, _plane(COARSE)], axis=1)
+    level = shares[:, len(vectors) :]
+    length = np.einsum("nc,nc->n", crops, crops) - np.einsum("nc,nc->n", level, level)
+    return shares[:, : len(vectors)].T / _lengths(length, COARSE * COARSE)
 
 
 def whole_vectors(pictures: Array) -> Array:
@@ -99,8 +107,12 @@ def normal(vectors: Array) -> Array:
     """Remove mean and slope (a plane) from [n, cells * cells], and bring to length 1; blank ones become 0."""
     plane = _plane(round(vectors.shape[1] ** 0.5))
     rest = vectors - (vectors @ plane) @ plane.T
-    size = np.sqrt(np.einsum("nc,nc->n", rest, rest))[:, None]
-    return rest / np.maximum(size, np.float32(0.5 * vectors.shape[1] ** 0.5))
+    return rest / _lengths(np.einsum("nc,nc->n", rest, rest), vectors.shape[1])[:, None]
+
+
+def _lengths(squares: Array, cells: int) -> Array:
+    """Roots, at least half a level (of 255) in every cell."""
+    return np.maximum(np.sqrt(squares.clip(0)), np.float32(0.5 * cells**0.5))
 
 
 def correlation(first: Array, second: Array) -> Array:
@@ -130,9 +142,9 @@ def _intervals() -> Array:
 
 @cache
 def _sampling() -> tuple[Array, Rows, Rows]:
-    """[m * 12, 64] weights of all intervals, and the pairs of intervals that make a box."""
+    """[m * 12, 32] weights of all intervals, and the pairs of intervals that make a box."""
     intervals = _intervals()
-    matrix = box_weights(intervals[:, 0], intervals[:, 1], COARSE, THUMB).reshape(-1, THUMB)
+    matrix = box_weights(intervals[:, 0], intervals[:, 1], COARSE, MIDDLE).reshape(-1, MIDDLE)
     apart = np.abs(np.log(intervals[:, None, 1] / intervals[None, :, 1]))
     columns, rows = np.nonzero(apart <= STRETCH)
     return matrix, columns, rows

@@ -29,7 +29,9 @@ from curation.second_look import look_again
 from curation.views import OF_FIRST, Turned, seen
 from dinov2.files import lock, write_json, write_table
 
-PAIRS_PER_PIECE = 8192
+PAIRS_PER_PIECE = 16_384  # at most
+PIECES = 32  # at least, where there are pairs enough: so that processes end at about the same time
+LEAST_PAIRS = 512
 FITS = 0.8  # a score from which a pair needs no second look
 
 Rows = NDArray[np.int64]
@@ -130,7 +132,8 @@ def _verify(
     run: Run, stage: str, candidates: Candidates, first: Pictures, second: Pictures, settings: NearConfig
 ) -> None:
     count = len(candidates.pairs)
-    spans = [slice(at, min(at + PAIRS_PER_PIECE, count)) for at in range(0, count, PAIRS_PER_PIECE)]
+    step = min(PAIRS_PER_PIECE, max(LEAST_PAIRS, count // PIECES))
+    spans = [slice(at, min(at + step, count)) for at in range(0, count, step)]
     paths = [run.stage(stage) / "aligned" / f"{number:05d}.parquet" for number in range(len(spans))]
     what, again = (
         f"{stage}: verify",

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from curation.align import WORTH_COARSE, WORTH_FINE, coarse, detail_of, high, in_batches
+from curation.align import WORTH_FINE, coarse, detail_of, high, in_batches
 from curation.crops import WHOLE, Array, Rows, boxes, correlation, halved, refine, warp
-from curation.looks import luma
+from curation.looks import LUMA, luma
 
 ANGLES = np.array([-12, -8, -4, 4, 8, 12], np.float32)  # degrees
+WORTH_TURNING = 0.85  # correlation at 12 x 12 and the best angle, from which it is looked for finely
 CELLS = 30 * 30  # that have neighbours on all sides, of 32 x 32
 RIDGE = 0.05  # of the power of the colours' detail, so that nearly grey pictures get no wild weights
 
@@ -30,6 +31,8 @@ def look_again(thumbs: NDArray[np.uint8], pairs: Rows, tall: Array) -> Array:
         pairs: [p, 2] rows of `thumbs`.
         tall: [p] height over width of the second picture itself.
     """
+    rows, place = np.unique(pairs, return_inverse=True)
+    thumbs, pairs = thumbs[rows], place.reshape(pairs.shape)
     return np.maximum(_tilted(luma(thumbs), pairs, tall), _recoloured(thumbs, pairs))
 
 
@@ -63,9 +66,9 @@ def _tilted_batch(outer: Array, inner: Array, tall: Array) -> Array:
     small = halved(inner)
     every = np.concatenate([tilted(small, np.full(count, angle), tall) for angle in ANGLES])
     place = np.arange(len(every))
-    score, crop = coarse(every, outer, place, place % count)
+    score, crop = coarse(np.concatenate([every, halved(outer)]), place, len(every) + place % count)
     score, crop = score[:, 0].reshape(-1, count), crop[:, 0].reshape(-1, count)
-    best, rows = score.argmax(axis=0), np.flatnonzero(score.max(axis=0) >= WORTH_COARSE)
+    best, rows = score.argmax(axis=0), np.flatnonzero(score.max(axis=0) >= WORTH_TURNING)
     angle, box = ANGLES[best[rows]], boxes()[crop[best[rows], rows]]
     fit, angle, box = _turned_until_it_fits(halved(outer[rows]), small[rows], tall[rows], angle, box)
     stays = fit > WORTH_FINE
@@ -96,21 +99,21 @@ def _turned_until_it_fits(
 
 
 def _recoloured(thumbs: NDArray[np.uint8], pairs: Rows) -> Array:
+    colours = np.stack([halved(thumbs[..., colour].astype(np.float32)) for colour in range(3)], axis=1)
     found = np.zeros(len(pairs), np.float32)
     for rows in in_batches(np.arange(len(pairs))):
         for one, other in (pairs[rows].T, pairs[rows].T[::-1]):
-            found[rows] = np.maximum(found[rows], _recoloured_batch(thumbs[one], thumbs[other]))
+            found[rows] = np.maximum(found[rows], _recoloured_batch(colours[one], colours[other]))
     return found
 
 
-def _recoloured_batch(target: NDArray[np.uint8], colours: NDArray[np.uint8]) -> Array:
-    """Detail that the target's luma shares with the mixture of the other's colours that comes nearest."""
-    wanted = halved(luma(target))
-    planes = colours.reshape(-1, 32, 2, 32, 2, 3).mean(axis=(2, 4), dtype=np.float32)
-    detail = np.stack([high(planes[..., colour], 3) for colour in range(3)], axis=1).reshape(-1, 3, CELLS)
+def _recoloured_batch(target: Array, colours: Array) -> Array:
+    """[n] detail that the luma of [n, 3, 32, 32] targets shares with the nearest mixture of other colours."""
+    wanted = np.tensordot(target, LUMA, (1, 0))
+    detail = high(colours.reshape(-1, *colours.shape[2:]), 3).reshape(-1, 3, CELLS)
     goal = high(wanted, 3).reshape(-1, CELLS, 1)
     square = detail @ detail.transpose(0, 2, 1)
     power = np.trace(square, axis1=1, axis2=2)[:, None, None] / 3 + np.float32(1e-3)
     weights = np.linalg.solve(square + RIDGE * power * np.eye(3, dtype=np.float32), detail @ goal)[..., 0]
-    mixed = np.einsum("nhwc,nc->nhw", planes, weights)
+    mixed = np.einsum("nchw,nc->nhw", colours, weights)
     return detail_of(wanted, mixed, np.tile(WHOLE, (len(mixed), 1)))

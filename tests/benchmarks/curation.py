@@ -2,6 +2,8 @@
 
     python -m tests.benchmarks.curation [NAME …] [scale=0.1] [data=FOLDER] [page=docs/benchmarks/curation.md]
 
+`dedup` also runs imagededup where IMAGEDEDUP names an interpreter that has it, and says so where none does.
+
 Each benchmark runs in a process of its own, so that its peak memory is its own. Its rows are kept beside the
 page (curation.json) with machine, date, versions and scale; the page is made from them. All is compared with
 what the same process measures next to it, since other programs may share the machine.
@@ -235,6 +237,15 @@ def copies(scale: float, data: Path) -> Rows:
     ]
 
 
+def dedup(scale: float, data: Path) -> Rows:
+    """Ten thousand pictures, against imagededup in an interpreter of its own (IMAGEDEDUP=PYTHON)."""
+    from tests.benchmarks.dedup import hide, measured
+
+    with tempfile.TemporaryDirectory() as name:
+        hide(Path(name) / "pool", data, int(10_000 * scale), int(800 * scale))
+        return measured(Path(name), _curate, os.environ.get("IMAGEDEDUP"))
+
+
 def _planted(folder: Path, data: Path, scale: float) -> int:
     from tests.benchmarks.copies import plant
 
@@ -260,7 +271,8 @@ def _curate(folder: Path, *words: str) -> dict[str, float]:
 
 
 BENCHMARKS: dict[str, Callable[[float, Path], Rows]] = {
-    each.__name__: each for each in (graph, components, ivf, windows, kmeans, hierarchy, ingest, copies)
+    each.__name__: each
+    for each in (graph, components, ivf, windows, kmeans, hierarchy, ingest, copies, dedup)
 }
 
 

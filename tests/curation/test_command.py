@@ -141,6 +141,7 @@ def test_odd_files_all_get_a_decision(real_pictures: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_thirty_random_kills_change_nothing(pool: Path, tmp_path: Path) -> None:
     words = [f"pool={pool}/pool", f"seeds={pool}/seeds", f"holdout={pool}/holdout", "output=out", "workers=2"]
     assert_survives(
