@@ -6,6 +6,7 @@ scores are by far the largest thing of a step. They, and their gradient, are mad
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +16,16 @@ from torch import Tensor
 from dinov2.losses.targets import CHUNK, Targets, slices, wide
 
 STUDENT_TEMPERATURE = 0.1
+BLOCK = 2**24  # scores in the student's type at a time
+PIECE = 2**13  # prototypes whose gradient is summed at a time
 
 
 @dataclass(frozen=True)
 class Part:
     """Some rows of a loss."""
 
-    rows: Int[Tensor, " some"] | slice  # of the student's features
-    targets: Float[Tensor, "some prototypes"]
+    rows: Int[Tensor, " some"]  # of the student's features
+    targets: Callable[[], Float[Tensor, "some prototypes"]]  # made when they are needed
     mass: Float[Tensor, " some"]  # what a row of targets sums to
     weight: Float[Tensor, " some"]  # of a row's cross-entropy in the loss
 
@@ -46,7 +49,7 @@ def dino(
         student: bottleneck features of the two global crops, then of the local ones (possibly none); scores
             are their products with `prototypes`.
         teacher: targets of the two global crops.
-        chunk: scores in float32 at a time; 0 for all at once.
+        chunk: scores in float32 at a time; 0 for all at once, -1 for what suits the device.
 
     Returns:
         Mean over the batch, divided by the number of terms, 2 * local crops + 2.
@@ -58,16 +61,18 @@ def dino(
     locals_ = crops - 2
     index = torch.arange(len(student), device=student.device).unflatten(0, (crops, batch))
 
+    def targets(images: slice) -> Float[Tensor, "some prototypes"]:
+        first, second = teacher.of(images), teacher.of(slice(batch + images.start, batch + images.stop))
+        # Cross-entropy is linear in the target, so a crop meets the sum of all its targets at once.
+        return torch.cat([second, first, *[first + second] * locals_])
+
     def parts() -> Iterator[Part]:
-        for images in slices(batch, crops * len(prototypes), chunk):
-            first = teacher.of(images)
-            second = teacher.of(slice(batch + images.start, batch + images.stop))
-            # Cross-entropy is linear in the target, so a crop meets the sum of all its targets at once.
-            targets = torch.cat([second, first, *[first + second] * locals_])
-            mass = targets.new_ones(crops, len(first))
+        for images in slices(batch, crops * len(prototypes), chunk, student.device):
+            rows = index[:, images]
+            mass = torch.ones_like(rows, dtype=wide(student[:0]).dtype)
             mass[2:] = 2.0
             weight = torch.full_like(mass, 1 / (batch * (2 * locals_ + 2)))
-            yield Part(index[:, images].flatten(), targets, mass.flatten(), weight.flatten())
+            yield Part(rows.flatten(), partial(targets, images), mass.flatten(), weight.flatten())
 
     return _cross_entropy(student, prototypes, parts, temperature, chunk)
 
@@ -89,7 +94,7 @@ def ibot(
         teacher: their targets.
         crop: which global crop each masked patch lies in.
         crops: the number of global crops, masked or not, that the sum is divided by.
-        chunk: scores in float32 at a time; 0 for all at once.
+        chunk: scores in float32 at a time; 0 for all at once, -1 for what suits the device.
 
     Returns:
         Sum over crops of the mean cross-entropy over a crop's masked patches, divided by `crops`.
@@ -98,10 +103,11 @@ def ibot(
         return wide(student).sum() + 0.0 * wide(prototypes[:1]).sum()
     weight = 1 / (crops * torch.bincount(crop, minlength=crops)[crop]).to(wide(student[:0]).dtype)
 
+    index = torch.arange(len(student), device=student.device)
+
     def parts() -> Iterator[Part]:
-        for rows in slices(len(teacher), len(prototypes), chunk):
-            targets = teacher.of(rows)
-            yield Part(rows, targets, targets.new_ones(len(targets)), weight[rows])
+        for rows in slices(len(teacher), len(prototypes), chunk, student.device):
+            yield Part(index[rows], partial(teacher.of, rows), torch.ones_like(weight[rows]), weight[rows])
 
     return _cross_entropy(student, prototypes, parts, temperature, chunk)
 
@@ -114,35 +120,57 @@ def _cross_entropy(
         return _InParts.apply(student, prototypes, parts, temperature)
     (part,) = parts()
     logits = wide(student[part.rows] @ prototypes.to(student.dtype).T) / temperature
-    return _weighed(part, logits, torch.logsumexp(logits, dim=1))
+    return _weighed(part.weight, part.targets(), torch.log_softmax(logits, dim=1))
 
 
-def _weighed(part: Part, logits: Float[Tensor, "some prototypes"], total: Float[Tensor, " some"]) -> Tensor:
-    return (part.weight * (part.mass * total - torch.linalg.vecdot(part.targets, logits))).sum()
+def _weighed(weight: Tensor, targets: Tensor, logs: Tensor) -> Float[Tensor, ""]:
+    return -(weight * torch.linalg.vecdot(targets, logs)).sum()
 
 
 class _InParts(torch.autograd.Function):
-    """The same, the gradient with the value: a part's scores are gone before the next part's are made."""
+    """The same, the gradient with the value.
+
+    Products are of blocks of rows, whose scores are kept in the student's type and give way to their gradient
+    part by part; in float32 there is only a part.
+    """
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, prototypes: Tensor, parts: Parts, temperature: float) -> Tensor:
         narrow = prototypes.to(student.dtype)
         loss = wide(student).new_zeros(())
         to_student, to_prototypes = torch.zeros_like(student), torch.zeros_like(prototypes)
-        for part in parts():
-            rows = student[part.rows]
-            logits = wide(rows @ narrow.T).div_(temperature)
-            total = torch.logsumexp(logits, dim=1)
-            loss += _weighed(part, logits, total)
-            chosen = logits.sub_(total[:, None]).exp_()  # from here on, of the logits only these are left
-            gradient = chosen.mul_(part.mass[:, None]).sub_(part.targets)
-            gradient.mul_(part.weight[:, None] / temperature)
-            to_student[part.rows] = gradient.to(student.dtype) @ narrow
-            to_prototypes += gradient.to(student.dtype).T @ rows
-        ctx.save_for_backward(to_student, to_prototypes)
+        for block in _blocks(parts(), BLOCK // len(prototypes)):
+            index = torch.cat([part.rows for part in block])
+            rows = student[index]
+            scores = rows @ narrow.T
+            for part, own in zip(block, scores.split([len(part.rows) for part in block]), strict=True):
+                logs = torch.log_softmax(wide(own, copy=True).mul_(1 / temperature), dim=1)
+                targets = part.targets()
+                loss += _weighed(part.weight, targets, logs)
+                scale = part.weight[:, None] / temperature
+                own.copy_(logs.exp_().mul_(part.mass[:, None] * scale).sub_(targets.mul_(scale)))
+            to_student[index] = scores @ narrow
+            for sums, own in zip(to_prototypes.split(PIECE), scores.split(PIECE, dim=1), strict=True):
+                sums += own.T @ rows
+        ctx.gradients = to_student, to_prototypes
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]  # one output
-        to_student, to_prototypes = ctx.saved_tensors
-        return to_student * grad, to_prototypes * grad, None, None
+        if ctx.gradients is None:
+            raise RuntimeError("the gradient of this loss was taken already; it is not kept")
+        to_student, to_prototypes = (gradient.mul_(grad) for gradient in ctx.gradients)
+        ctx.gradients = None
+        return to_student, to_prototypes, None, None
+
+
+def _blocks(parts: Iterator[Part], rows: int) -> Iterator[list[Part]]:
+    """Parts of so many rows together, or one part that has more."""
+    block: list[Part] = []
+    for part in parts:
+        if block and sum(len(own.rows) for own in [*block, part]) > rows:
+            yield block
+            block = []
+        block.append(part)
+    if block:
+        yield block

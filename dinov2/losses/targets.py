@@ -14,7 +14,9 @@ from torch import Tensor
 
 from dinov2.parallel import all_max, all_sum
 
-CHUNK = 2**22  # scores in float32 at a time, 16 MiB: about what stays in a cache
+CHUNK = -1  # scores in float32 at a time, by the device
+CPU_CHUNK, CHUNK_ELSEWHERE = 2**20, 2**24  # 4 MiB stay in a cache; a GPU needs work for all of its units
+RANGE = 60.0  # of scores / temperature: exponentials of this range keep all their digits in float32
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Targets:
 
     def of(self, rows: slice) -> Float[Tensor, "some prototypes"]:
         """The distributions of some samples, each summing to one; float32 at least."""
-        return torch.softmax(wide(self.scores[rows]) / self.temperature - self.columns, dim=1)
+        logits = wide(self.scores[rows], copy=True).mul_(1 / self.temperature)
+        return torch.softmax(logits.sub_(self.columns), dim=1)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -52,7 +55,7 @@ def sinkhorn(
             type; possibly no rows. Together, so that they share collectives: two a round where there are many
             ranks, of as many numbers as all sets have prototypes.
         temperature: the teacher's.
-        chunk: scores in float32 at a time; 0 for all at once.
+        chunk: scores in float32 at a time; 0 for all at once, -1 for what suits the device.
     """
     columns = [wide(scores.new_zeros(scores.shape[1])) for scores in sets]
     for turn in range(rounds):
@@ -102,13 +105,15 @@ def score_totals(scores: Float[Tensor, "samples prototypes"]) -> Float[Tensor, "
     return torch.cat([total, total.new_tensor([float(len(scores))])])
 
 
-def wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def wide(x: Float[Tensor, "*shape"], *, copy: bool = False) -> Float[Tensor, "*shape"]:
     """In float32, or more where it was more."""
-    return x if x.dtype.itemsize >= 4 else x.float()
+    return x.to(x.dtype if x.dtype.itemsize >= 4 else torch.float32, copy=copy)
 
 
-def slices(rows: int, columns: int, chunk: int) -> Iterator[slice]:
+def slices(rows: int, columns: int, chunk: int, device: torch.device | None = None) -> Iterator[slice]:
     """Cut rows so that no part has more than `chunk` numbers, but at least one row; 0: all at once."""
+    if chunk < 0:
+        chunk = CPU_CHUNK if device is None or device.type == "cpu" else CHUNK_ELSEWHERE
     step = max(1, chunk // columns) if chunk else max(1, rows)
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
@@ -121,14 +126,44 @@ def _logsumexp_over_samples(
 ) -> Float[Tensor, " prototypes"]:
     """What each prototype gets from the samples, whose sums are made equal first where there are columns."""
     found = []
-    for part in slices(len(scores), scores.shape[1], chunk):
-        log_q = wide(scores[part].detach()) / temperature
-        if columns is not None:
-            log_q = log_q - torch.logsumexp(log_q - columns, dim=1, keepdim=True)
-        found.append(torch.logsumexp(log_q, dim=0))
+    for rows in slices(len(scores), scores.shape[1], chunk, scores.device):
+        part = scores[rows].detach()
+        plainly = part.is_cuda or _range_of(part) > RANGE * temperature
+        found.append((_in_logs if plainly else _by_products)(part, temperature, columns))
     if not found:  # a rank without samples
         return wide(scores.new_empty(scores.shape[1])).fill_(-torch.inf)
     return found[0] if len(found) == 1 else torch.logsumexp(torch.stack(found), dim=0)
+
+
+def _in_logs(
+    scores: Float[Tensor, "some prototypes"], temperature: float, columns: Float[Tensor, " prototypes"] | None
+) -> Float[Tensor, " prototypes"]:
+    log_q = wide(scores, copy=True).mul_(1 / temperature)
+    if columns is not None:
+        log_q -= torch.logsumexp(log_q - columns, dim=1, keepdim=True)
+    return torch.logsumexp(log_q, dim=0)
+
+
+def _by_products(
+    scores: Float[Tensor, "some prototypes"], temperature: float, columns: Float[Tensor, " prototypes"] | None
+) -> Float[Tensor, " prototypes"]:
+    """The same for scores of a moderate range: one exponential of each, sums as products with a vector.
+
+    Factors of columns then span no more than that range either: they are ratios of weighted sums of these
+    exponentials.
+    """
+    q = wide(scores, copy=True).mul_(1 / temperature)
+    highest = q.amax()
+    q = q.sub_(highest).exp_()
+    if columns is None:
+        return q.sum(dim=0).log_().add_(highest)
+    lowest = columns.amin()
+    return (q @ (lowest - columns).exp_()).reciprocal_().matmul(q).log_().add_(lowest)
+
+
+def _range_of(scores: Tensor) -> float:
+    least, most = torch.aminmax(scores)
+    return float(most) - float(least)
 
 
 def _logsumexp_over_ranks(local: Float[Tensor, " prototypes"]) -> Float[Tensor, " prototypes"]:

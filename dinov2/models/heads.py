@@ -1,6 +1,7 @@
 """The projection head of DINO and iBOT: tokens to scores against prototypes."""
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2.models.initial import init_own
+
+SHORTEST = 1e-6  # what rows are at least divided by
+ROWS = 2**12  # at a time: what stays in a cache
 
 
 class DINOHead(nn.Module):
@@ -93,4 +97,26 @@ def unit_rows(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
     Computed in float32 at least: in half precision a sum of squares overflows at 65,504, and 1e-6 is nothing.
     """
     wide = x if x.dtype.itemsize >= 4 else x.float()
-    return F.normalize(wide, dim=-1, eps=1e-6).to(x.dtype)
+    unit: Tensor = _Unit.apply(wide)  # type: ignore[assignment]  # apply is untyped
+    return unit.to(x.dtype)
+
+
+class _Unit(torch.autograd.Function):
+    """Normalised rows. The automatic gradient takes a dozen passes through the weights of many prototypes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=SHORTEST)
+        unit = x / length
+        ctx.save_for_backward(unit, length)
+        return unit
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]  # one output
+        unit, length = ctx.saved_tensors
+        found = torch.empty_like(unit)
+        for own, g, u, long in zip(*(x.split(ROWS) for x in (found, grad, unit, length)), strict=True):
+            along = torch.linalg.vecdot(g, u)[..., None]
+            along = torch.where(long > SHORTEST, along, 0.0)  # what is divided by a constant passes whole
+            torch.addcmul(g, u, along, value=-1, out=own).div_(long)
+        return found

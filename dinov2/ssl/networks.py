@@ -103,7 +103,11 @@ class Branch(nn.Module):
         dino = project(self.dino_head, cls)
         if masked is None:
             return Projections(cls=cls, patches=patches, dino=dino, ibot=None)
-        ibot = project(self.ibot_head or self.dino_head, patches.flatten(0, 1)[masked])
+        tokens = patches.flatten(0, 1)[masked]
+        if self.ibot_head is None:
+            ibot = Projection(self.dino_head.bottleneck(tokens), dino.prototypes)
+        else:
+            ibot = project(self.ibot_head, tokens)
         return Projections(cls=cls, patches=patches, dino=dino, ibot=ibot)
 
 

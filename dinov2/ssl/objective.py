@@ -28,7 +28,9 @@ class LossConfig:
     gram: float = 0.0  # between the likenesses of patches and those for an earlier teacher (DINOv3)
     koleo_across_ranks: bool = False  # neighbours among all ranks' features
     koleo_group: int = 0  # … of groups of so many ranks (DINOv3: 16); 0: all
-    chunk: int = CHUNK  # scores in float32 at a time in targets and cross-entropies; 0: all at once
+    chunk: int = (
+        CHUNK  # scores in float32 at a time in targets and cross-entropies; 0: all, -1: by the device
+    )
 
     def weights(self) -> dict[str, float]:
         return {name: weight for name in LOSSES if (weight := getattr(self, name))}
@@ -224,6 +226,6 @@ def _targets(
 @torch.no_grad()
 def _figures(seen: Exchange, teacher: Projections) -> dict[str, Float[Tensor, ""]]:
     rows, prototypes = seen.dino.scores.shape
-    parts = slices(rows, prototypes, seen.config.chunk)
+    parts = slices(rows, prototypes, seen.config.chunk, seen.dino.columns.device)
     pairs = ((seen.dino.of(part), wide(seen.student.dino.scores(part))) for part in parts)
     return figures(pairs, teacher.cls)

@@ -154,7 +154,7 @@ print((peak() - before) * 1024 / (4 * rows * prototypes))
 def test_no_float32_copy_of_all_scores_is_ever_made():
     """In copies of the 128 MiB that [tokens x prototypes] take in float32, beyond the teacher's own bf16."""
     copies = {}
-    for chunk in (0, 2**21):
+    for chunk in (0, 2**20):
         done = subprocess.run(
             [sys.executable, "-c", PEAK, str(chunk)],
             env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},  # what is freed goes back at once
@@ -164,4 +164,4 @@ def test_no_float32_copy_of_all_scores_is_ever_made():
             timeout=100,
         )
         copies[chunk] = float(done.stdout)
-    assert copies[0] > 3 and copies[2**21] < 0.6, copies
+    assert copies[0] > 3 and copies[2**20] < 0.75, copies
