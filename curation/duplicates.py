@@ -16,6 +16,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from curation.calibrate import threshold_of
+from curation.components import Components
 from curation.near import Pictures, Rows, near_pairs
 from curation.run import Run
 from dinov2.files import write_table
@@ -126,9 +127,11 @@ class Groups:
 
     @classmethod
     def of(cls, count: int, pairs: Rows, similarity: Similarity) -> "Groups":
-        graph = sparse.coo_matrix((np.ones(len(pairs)), pairs.T), shape=(count, count))
-        _, component = csgraph.connected_components(graph, directed=False)
-        return cls(component.astype(np.int64), pairs, similarity)
+        found = Components(count)
+        found.join(pairs[:, 0], pairs[:, 1])
+        lowest = found.labels()
+        number = np.cumsum(lowest == np.arange(count)) - 1
+        return cls(number[lowest], pairs, similarity)
 
     def losers(self, rank: NDArray[np.int64], *, direct: bool) -> tuple[Rows, Rows, Similarity]:
         """Who is dropped, whom it lost to, how alike they are. The highest rank stays, then the first row.
@@ -145,8 +148,8 @@ class Groups:
 
     def _component_winners(self, rank: NDArray[np.int64]) -> Rows:
         best = np.full(int(self.component.max(initial=-1)) + 1, -1, np.int64)
-        for row in np.lexsort((-np.arange(len(rank)), rank)):  # worst first: the last one written is the best
-            best[self.component[row]] = row
+        order = np.lexsort((-np.arange(len(rank)), rank))  # worst first: the last one written is the best
+        best[self.component[order]] = order
         return best[self.component]
 
     def _direct_winners(self, rank: NDArray[np.int64]) -> Rows:
@@ -154,7 +157,8 @@ class Groups:
         graph = self.graph()
         winner = np.arange(len(rank), dtype=np.int64)
         stays = np.zeros(len(rank), bool)
-        for row in np.lexsort((np.arange(len(rank)), -rank)):
+        members = np.unique(self.pairs)
+        for row in members[np.lexsort((members, -rank[members]))].tolist():
             span = slice(graph.indptr[row], graph.indptr[row + 1])
             near, likeness = graph.indices[span], graph.data[span] * stays[graph.indices[span]]
             if likeness.any():
@@ -165,25 +169,28 @@ class Groups:
 
     def _likeness(self, winner: Rows) -> Similarity:
         """[n] likeness to the winner: of their edge, else of the weakest on the strongest path to it."""
-        count = len(winner)
-        tree = csgraph.minimum_spanning_tree(self.graph(2 - self.similarity)).tocoo()  # weights are 1 to 2
-        roots = np.flatnonzero(winner == np.arange(count))
+        found = np.ones(len(winner), np.float32)
+        if not len(self.pairs):
+            return found
+        members, local = np.unique(self.pairs, return_inverse=True)
+        count, ends = len(members), local.reshape(-1, 2).T  # those alone need no tree
+        graph = sparse.csr_matrix((2 - self.similarity.astype(np.float64), ends), shape=(count, count))
+        tree = csgraph.minimum_spanning_tree(graph).tocoo()  # weights are 1 to 2
+        roots = np.flatnonzero(winner[members] == members)
         # One search from a node beside all, tied to every root, walks all trees at once.
-        ends = (np.append(tree.row, np.full(len(roots), count)), np.append(tree.col, roots))
+        edges = (np.append(tree.row, np.full(len(roots), count)), np.append(tree.col, roots))
         joined = sparse.csr_matrix(
-            (np.append(tree.data, np.ones(len(roots))), ends), shape=(count + 1, count + 1)
+            (np.append(tree.data, np.ones(len(roots))), edges), shape=(count + 1, count + 1)
         )
         order, before = csgraph.breadth_first_order(joined, count, directed=False)
-        rows = order[1:]
-        steps = 2 - np.asarray((joined + joined.T)[before[rows], rows]).ravel()
-        likeness = np.ones(count + 1, np.float32)
-        for row, step in zip(rows.tolist(), steps.tolist(), strict=True):
-            likeness[row] = min(likeness[before[row]], step)
+        rows, likeness = order[1:], np.ones(count + 1)
+        likeness[rows] = 2 - np.asarray((joined + joined.T)[before[rows], rows]).ravel()
+        found[members] = _weakest(likeness, before)[:count]
         direct = winner[self.pairs] == self.pairs[:, ::-1]
         for side in (0, 1):
             mine = direct[:, side]
-            likeness[self.pairs[mine, side]] = self.similarity[mine]
-        return likeness[:count]
+            found[self.pairs[mine, side]] = self.similarity[mine]
+        return found
 
     def split(self, most: int) -> "Groups":
         """Components of more than `most` pictures cut into smaller ones.
@@ -205,7 +212,9 @@ class Groups:
             low, high = sorted(map(root, self.pairs[edge].tolist()))
             if low != high and size[low] + size[high] <= most:
                 parent[high], size[low] = low, size[low] + size[high]
-        group = np.where(large, [root(row) for row in range(len(large))], -1)
+        group = np.full(len(large), -1)
+        members = np.flatnonzero(large)
+        group[members] = [root(row) for row in members.tolist()]
         inside = group[self.pairs[:, 0]] == group[self.pairs[:, 1]]
         return Groups.of(len(large), self.pairs[inside], self.similarity[inside])
 
@@ -231,6 +240,21 @@ class Groups:
         count = len(self.component)
         both = np.concatenate([self.pairs, self.pairs[:, ::-1]])
         return sparse.csr_matrix((np.concatenate([weights, weights]), both.T), shape=(count, count))
+
+
+def _weakest(likeness: NDArray[np.float64], before: NDArray[np.integer]) -> NDArray[np.float64]:
+    """The least likeness on the way from each node to the root; by jumps, each twice as far as the last.
+
+    Args:
+        before: the next node on the way; negative for the root.
+    """
+    before = np.where(before < 0, np.arange(len(before)), before)
+    while True:
+        likeness = np.minimum(likeness, likeness[before])
+        further = before[before]
+        if np.array_equal(further, before):
+            return likeness
+        before = further
 
 
 def _write_components(

@@ -180,9 +180,8 @@ def searched(run: Run, stage: str) -> tuple[Candidates, np.ndarray] | None:
     fresh = np.ones(len(order), bool)
     fresh[1:] = (np.diff(found.pairs[order], axis=0) != 0).any(axis=1)
     rows = order[fresh]
-    return Candidates(
-        *(column[rows] for column in (found.pairs, found.view, found.cosine, found.hamming))
-    ), score[rows]
+    likest = Candidates(found.pairs[rows], found.view[rows], found.cosine[rows], found.hamming[rows])
+    return likest, score[rows]
 
 
 def _seen(view: int) -> str:

@@ -99,6 +99,21 @@ def test_chains_whole_and_direct() -> None:
     assert np.allclose(how, [0.9, 0.95])
 
 
+def test_losers_are_as_like_as_the_weakest_edge_on_the_strongest_path() -> None:
+    draw = np.random.default_rng(0)
+    pairs = np.unique(np.sort(draw.integers(120, size=(110, 2)), axis=1), axis=0)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    similarity = draw.uniform(0.5, 1, len(pairs)).astype(np.float32)
+    widest = np.eye(120, dtype=np.float32)
+    widest[pairs[:, 0], pairs[:, 1]] = widest[pairs[:, 1], pairs[:, 0]] = similarity
+    edge = widest.copy()
+    for middle in range(120):  # Floyd and Warshall, of the widest path
+        widest = np.maximum(widest, np.minimum(widest[:, middle, None], widest[None, middle]))
+    lost, winner, how = Groups.of(120, pairs, similarity).losers(draw.integers(9, size=120), direct=False)
+    assert len(lost) > 60
+    assert np.array_equal(how, np.where(edge[lost, winner] > 0, edge[lost, winner], widest[lost, winner]))
+
+
 def test_exact_copies_count_as_largest_then_first(tmp_path: Path) -> None:
     data = (another(2, 2), another(2, 3))
     for name, image in zip(("a", "b", "c"), (data[0], data[0], data[1]), strict=True):
