@@ -59,15 +59,13 @@ class Framed:
     """Another embedder that sees its pictures whole, or edited.
 
     Args:
-        whole: how the picture is fitted; None for the embedder's own crop.
+        fit: a dataclass, how the picture becomes a tensor; None for the embedder's own crop.
         edit: made before that, with a name and seed that its vectors are told apart by.
     """
 
-    def __init__(
-        self, embedder: Embedder, whole: Whole | None, edit: Edit | None = None, **named: Any
-    ) -> None:
-        self._embedder, self._whole, self._named = embedder, whole, named
-        self.prepare = _Prepared(whole or embedder.prepare, edit)
+    def __init__(self, embedder: Embedder, fit: Any = None, edit: Edit | None = None, **named: Any) -> None:
+        self._embedder, self._fit, self._named = embedder, fit, named
+        self.prepare = _Prepared(fit or embedder.prepare, edit)
 
     @property
     def dimension(self) -> int:
@@ -77,8 +75,8 @@ class Framed:
     def meta(self) -> dict[str, Any]:
         meta = self._embedder.meta
         fitted = meta["transform"]
-        if self._whole is not None:
-            fitted = {"kind": "whole", **asdict(self._whole)}
+        if self._fit is not None:
+            fitted = {"kind": type(self._fit).__name__, **asdict(self._fit)}
         return meta | {"transform": fitted | self._named}
 
     def __call__(self, batch: Tensor) -> Float[Tensor, "n dim"]:

@@ -90,7 +90,9 @@ def outcome_of(
         },
         intervals={
             "micro_ap": of_statistic(micro_ap, pictures),
-            "recall@1": of_sums(np.stack(first, axis=1), lambda sums: 100 * sums[0] / sums[1]),
+            "recall@1": of_sums(
+                np.stack(first, axis=1), lambda sums: 100 * sums[0] / sums[1] if sums[1] else np.nan
+            ),
         },
         details=details
         | {
@@ -100,6 +102,10 @@ def outcome_of(
         },
         draw=draw,
     )
+
+
+def _share(sums: NDArray[np.floating]) -> float:
+    return 100 * float(sums[0] / sums[1]) if sums[1] else float("nan")
 
 
 def draw_scores(page: Page, judged: Judged) -> None:

@@ -12,6 +12,8 @@ from evals import (
     depth,
     fewshot,
     finetune,
+    health,
+    keypoints,
     knn,
     linear,
     logreg,
@@ -60,6 +62,10 @@ TASKS: dict[str, Task] = {
         fewshot.FewshotConfig, labelled_parts, fewshot.run, "classes from a few pictures of each"
     ),
     "finetune": Task(finetune.FinetuneConfig, labelled_parts, finetune.run, "the whole backbone, fine-tuned"),
+    "health": Task(health.HealthConfig, health.open_pictures, health.run, "collapse, spread, outlier tokens"),
+    "keypoints": Task(
+        keypoints.KeypointsConfig, keypoints.open_pairs, keypoints.run, "the same part of another picture"
+    ),
     "knn": Task(knn.KNNConfig, labelled_parts, knn.run, "classification by nearest neighbours"),
     "linear": Task(linear.LinearConfig, labelled_parts, linear.run, "linear classification, a grid of heads"),
     "logreg": Task(logreg.LogregConfig, labelled_parts, logreg.run, "logistic regression, a grid of C"),
