@@ -1,6 +1,7 @@
 """The figures of health equal their definitions, and tell a collapsed backbone from one that is not."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_prototypes_of_a_run_are_those_of_its_teacher(tmp_path):
     class_folder(tmp_path / "pictures", classes=3, each=8)
     run = tmp_path / "run"
     backbone = small_backbone(run)
-    sizes = {"hidden": 32, "bottleneck": 16, "prototypes": 20}
+    sizes: dict[str, Any] = {"hidden": 32, "bottleneck": 16, "prototypes": 20}
     (run / "config.yaml").write_text(yaml.safe_dump({"heads": {"dino": sizes}}))
     head = DINOHead(48, **sizes)
     with Checkpoints(run / "checkpoints") as checkpoints:
