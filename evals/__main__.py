@@ -2,6 +2,7 @@
 
 usage: dinov2 eval BACKBONE TASK [RECIPE] data=ROOT output=DIR [key=value …]
        dinov2 eval BACKBONE TASK [RECIPE] train=SOURCE test=SOURCE output=DIR [key=value …]
+       dinov2 eval BACKBONE suite=small|full|FILE SET=PATH … output=DIR [key=value …]   (--help: the sets)
 
 BACKBONE is a backbone folder, timm:NAME, or a weights file with ?architecture=…; untrained:ANY OF THESE for
 the same with fresh weights; or pixels, for no backbone at all. The output folder gathers the results of any
@@ -15,6 +16,7 @@ from dinov2.config import one_of, read
 from dinov2.console import run
 from dinov2.exits import UserError
 from dinov2.parallel import is_main, pick_device, process_group
+from evals import suite
 from evals.evaluate import evaluate
 from evals.ranks import MINUTES
 from evals.registry import TASKS
@@ -27,6 +29,9 @@ def main(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         sys.exit(0)
+    if any(word.startswith(suite.WORD) for word in words[1:]):
+        suite.main(words)
+        return
     if len(words) < 2 or any("=" in word.partition("?")[0] for word in words[:2]):
         raise UserError("name a backbone and a task: dinov2 eval BACKBONE TASK data=… output=…")
     backbone, name, *rest = words
