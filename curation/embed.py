@@ -4,6 +4,7 @@ Either the built-in descriptor, whitened on the pool, or a backbone. Both leave 
 (`dinov2.features.Embeddings`), with rows of length 1 in the order of `Ingested.readable()`.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,29 +132,46 @@ def embedder_of(config: CurateConfig) -> "BackboneEmbedder":
 
 def _embed_backbone(run: Run) -> None:
     from dinov2.features import embed  # imported here: the descriptor does without torch
+    from dinov2.features.extract import embed_share
+
+    todo = [_todo(run, role) for role in run.sets]
+    embedder = embedder_of(run.config)
+    options: dict[str, Any] = {
+        "rows_per_file": ROWS_PER_FILE,
+        "batch": run.config.embed.batch,
+        "workers": run.workers.count if run.workers.count > 1 else 0,
+    }
+    if run.share.partial or run.share.merging:
+        for role, (fresh, folder, _) in zip(run.sets, todo, strict=True):
+            what = f"embed {role}"
+            take = partial(run.share.take, what=what)
+            if len(fresh):
+                embed_share(fresh, embedder, folder, take, what=what, **options)
+    run.share.leave("embed")
+    for (role, source), (fresh, folder, old) in zip(run.sets.items(), todo, strict=True):
+        if len(fresh):
+            embed(fresh, embedder, folder, what=f"embed {role}", **options)
+        if old is not None:
+            readable = source.select(_readable(run, role))
+            _join(readable, [old, *([folder] if len(fresh) else [])], run.stage("embed") / role)
+
+
+def _todo(run: Run, role: str) -> tuple[Source, Path, Path | None]:
+    """What is to be embedded of a set, into which folder, and where the others have been embedded before.
+
+    Where some are embedded already, only what is new is, in a folder of its own.
+    """
     from dinov2.features.folder import META
 
-    config = run.config.embed
-    embedder = embedder_of(run.config)
-    for role, source in run.sets.items():
-        readable = source.select(np.flatnonzero(Ingested(run, role).table["error"].is_null().to_numpy()))
-        before = run.before("embed")
-        old = before / role if before is not None and (before / role / META).exists() else None
-        # Where others are embedded already, only what is new is, in a folder of its own.
-        folder = run.stage("embed") / (role if old is None else f"{role}.new")
-        fresh = np.arange(len(readable)) if old is None else _unknown(run, role)
-        if len(fresh):
-            embed(
-                readable.select(fresh),
-                embedder,
-                folder,
-                rows_per_file=ROWS_PER_FILE,
-                batch=config.batch,
-                workers=run.workers.count if run.workers.count > 1 else 0,
-                what=f"embed {role}",
-            )
-        if old is not None:
-            _join(readable, [old, *([folder] if len(fresh) else [])], run.stage("embed") / role)
+    readable = run.sets[role].select(_readable(run, role))
+    before = run.before("embed")
+    if before is None or not (before / role / META).exists():
+        return readable, run.stage("embed") / role, None
+    return readable.select(_unknown(run, role)), run.stage("embed") / f"{role}.new", before / role
+
+
+def _readable(run: Run, role: str) -> NDArray[np.int64]:
+    return np.flatnonzero(Ingested(run, role).table["error"].is_null().to_numpy())
 
 
 def _unknown(run: Run, role: str) -> NDArray[np.int64]:

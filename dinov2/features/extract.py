@@ -54,14 +54,7 @@ def embed(
             not finite.
     """
     folder = Path(folder)
-    meta = embedder.meta | {
-        "format_version": FORMAT_VERSION,
-        "dimension": embedder.dimension,
-        "data": source.fingerprint,
-        "rows_per_file": rows_per_file,
-        "at_least": at_least,
-    }
-    meta = json.loads(json.dumps(meta))  # as it will be read again: tuples are lists
+    meta = _meta(source, embedder, rows_per_file, at_least)
     with lock(folder / ".embed.lock"):
         _check_same(folder, meta)
         if not (folder / META).exists():
@@ -85,6 +78,56 @@ def embed(
                 )
             _finish(folder, source, meta)
     return Embeddings.open(folder)
+
+
+def embed_share(
+    source: Source,
+    embedder: Embedder,
+    folder: Path,
+    take: Callable[[int, Callable[[int], bool]], Sequence[int]],
+    *,
+    rows_per_file: int = 8192,
+    batch: int = 64,
+    workers: int = 0,
+    what: str = "embed",
+) -> None:
+    """Make some pieces of a folder that several processes fill at once; `embed` ends it when all are there.
+
+    Args:
+        take: gives the numbers of the pieces to make, of so many, when told which are done.
+
+    Raises:
+        UserError: as `embed`.
+    """
+    meta = _meta(source, embedder, rows_per_file, None)
+    with lock(folder / ".embed.lock"):
+        _check_same(folder, meta)
+        whole = (folder / META).exists()
+        if not whole:
+            write_json(folder / PARTIAL / META, meta)
+    count = -(-len(source) // rows_per_file)
+    numbers = take(count, lambda number: whole or _done(folder, number).exists())
+    embed_pieces(
+        source,
+        embedder,
+        folder,
+        numbers,
+        rows_per_file=rows_per_file,
+        batch=batch,
+        workers=workers,
+        what=what,
+    )
+
+
+def _meta(source: Source, embedder: Embedder, rows_per_file: int, at_least: int | None) -> dict[str, Any]:
+    meta = embedder.meta | {
+        "format_version": FORMAT_VERSION,
+        "dimension": embedder.dimension,
+        "data": source.fingerprint,
+        "rows_per_file": rows_per_file,
+        "at_least": at_least,
+    }
+    return json.loads(json.dumps(meta))  # as it will be read again: tuples are lists
 
 
 def embed_array(

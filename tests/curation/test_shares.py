@@ -59,6 +59,23 @@ def test_shards_in_any_order_one_of_them_killed_end_as_one_process(
     assert not differences(tmp_path / "whole", folder, RESULTS)
 
 
+def test_a_backbones_embedding_is_shared_out_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "ROWS_PER_FILE", 8)
+    root = make_pool(tmp_path / "pictures", each=5)
+    words = [f"pool={root}/pool", f"holdout={root}/holdout", "backbone=timm:resnet10t", "embed.size=64"]
+    words += ["stop_after=embed", "seed=3"]
+    curate(*words, f"output={tmp_path}/whole")
+    output, whole = f"output={tmp_path}/parts", tmp_path / "whole" / "stages" / "embed"
+    for shard in ("0/2", "1/2", "merge", "1/2"):
+        curate(*words, output, f"shard={shard}")
+    with pytest.raises(UserError, match=r"embed pool lacks \d of 4 pieces"):
+        curate(*words, output, "shard=merge")
+    for shard in ("0/2", "merge"):
+        curate(*words, output, f"shard={shard}")
+    assert len(list(whole.rglob("*.npy"))) > 4
+    assert not differences(whole, tmp_path / "parts" / "stages" / "embed", ["**/*.npy", "**/*.parquet"])
+
+
 @pytest.mark.parametrize("shard", ["3/3", "1", "a/b", "-1/3"])
 def test_a_shard_is_a_number_of_a_number(shard: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shard=0/4"):
