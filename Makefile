@@ -5,6 +5,7 @@
 #   make install              .venv alone; PYTHON=python3.12 makes it with another interpreter (3.11 to 3.13)
 #   make test                 all quick tests, 15 minutes on 2 cores; make test-long has the others
 #   make test-slurm           the longer tests on a real SLURM, which the tests install (as root) and start
+#   make bench [PEER=PYTHON] a training step against its plain form, and lightly-train where PEER has it
 #   make bench-curation       speed and recall of curation's engines, to docs/benchmarks/curation.md; half an hour
 #   make lint types contract  ruff, pyright, import-linter;  make format mends what ruff can
 #   make gpu                  tests marked gpu, and the demo with its training on the GPU; GPU_PYTHON=python3
@@ -21,7 +22,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install --use-pep517 -
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = on
 
 .DEFAULT_GOAL := help
-.PHONY: bench-curation help install demo test test-long test-slurm lint format types contract gpu clean
+.PHONY: bench bench-curation help install demo test test-long test-slurm lint format types contract gpu clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -53,6 +54,9 @@ test-long: .venv/.installed-test
 
 test-slurm: .venv/.installed-test
 	.venv/bin/python -m pytest -q -m slurm
+
+bench: .venv/.installed-test
+	.venv/bin/python -m tests.benchmarks.step peer=$(call quoted,$(PEER))
 
 bench-curation: .venv/.installed-test
 	.venv/bin/python -m tests.benchmarks.curation

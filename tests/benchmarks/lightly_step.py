@@ -1,0 +1,71 @@
+"""Steps of lightly-train's DINOv2, timed from outside; run by an interpreter that has it installed.
+
+    PYTHON lightly_step.py PICTURES STEPS PRECISION
+
+Prints a line of JSON: seconds of each step (data apart), and the process's peak memory. Telemetry is off.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ["LIGHTLY_TRAIN_EVENTS_DISABLED"] = "1"
+
+import torch
+
+try:  # a torchvision for CUDA beside a torch for CPUs: see dinov2/vision_ops.py
+    import torchvision  # noqa: F401
+except RuntimeError:
+    LIBRARY = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+import pytorch_lightning  # pyright: ignore  # of the other environment
+
+SECONDS: list[float] = []
+
+
+class Clock(pytorch_lightning.Callback):
+    def on_train_batch_start(self, *given: object) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, *given: object) -> None:
+        SECONDS.append(time.perf_counter() - self.start)
+
+
+def main(pictures: str, steps: int, precision: str) -> None:
+    begin = pytorch_lightning.Trainer.__init__
+
+    def timed(trainer: Any, *given: Any, **named: Any) -> None:
+        begin(trainer, *given, **named | {"callbacks": [*(named.get("callbacks") or []), Clock()]})
+
+    pytorch_lightning.Trainer.__init__ = timed
+    import lightly_train  # pyright: ignore
+
+    batch = 8
+    with tempfile.TemporaryDirectory() as folder:
+        lightly_train.pretrain(
+            out=f"{folder}/out",
+            data=pictures,
+            model="dinov2/vits14-notpretrained",
+            method="dinov2",
+            batch_size=batch,
+            epochs=-(-steps * batch // len(list(Path(pictures).iterdir()))),
+            num_workers=0,
+            precision=precision,
+            accelerator="cpu",
+            devices=1,
+        )
+    status = Path("/proc/self/status").read_text().splitlines()
+    held = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    told = {"seconds": SECONDS, "gib": held / 2**20, "version": version("lightly-train")}
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
