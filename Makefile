@@ -5,7 +5,7 @@
 #   make install              .venv alone; PYTHON=python3.12 makes it with another interpreter (3.11 to 3.13)
 #   make test                 all quick tests, 15 minutes on 2 cores; make test-long has the others
 #   make test-slurm           the longer tests on a real SLURM, which the tests install (as root) and start
-#   make bench [PEER=PYTHON] a training step against its plain form, and lightly-train where PEER has it
+#   make bench [PEER=PYTHON]  a training step against its plain form, and lightly-train where PEER has it
 #   make bench-curation       speed and recall of curation's engines, to docs/benchmarks/curation.md; half an hour
 #   make lint types contract  ruff, pyright, import-linter;  make format mends what ruff can
 #   make gpu                  tests marked gpu, and the demo with its training on the GPU; GPU_PYTHON=python3

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.step [peer=PYTHON] [steps=6] [page=docs/benchmarks/step.md]
 
-ViT-S/14, 8 pictures, 2 x 224 + 8 x 98 pixels, 65,536 prototypes, random pixels; every form in a process of its
-own, one after the other. The first step is warmth; the median of the others counts. `peer` is an interpreter
+ViT-S/14, 8 pictures, 2 x 224 + 8 x 98 pixels, 65,536 prototypes, random pixels; every form in a process of
+its own, one after the other. The first step is warmth; the median of the others counts. `peer` is an interpreter
 that has lightly-train, in an environment of its own: it reads pictures, and is timed from batch to batch
 without the reading. Without it only our own forms are measured.
 """
@@ -172,12 +172,15 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         lines.append(f"| {form} | {median(said):.2f} | {median(said) / base:.2f} | {said['gib']:.2f} GiB |")
     if all(form in found for form in PEERS):
         default, same = (found[form] for form in PEERS)
+
+        def held(form: str, theirs: dict[str, Any]) -> str:
+            return f"{found[form]['gib'] / theirs['gib']:.2f}"
+
         lines += [
             "",
             f"Against lightly-train: {median(default) / median(found['bf16']):.2f} times as fast at the",
             f"defaults of both, {median(same) / median(found['fp32']):.2f} times in float32 on both sides;",
-            f"peak memory {found['bf16']['gib'] / default['gib']:.2f}"
-            f" and {found['fp32']['gib'] / same['gib']:.2f} of its.",
+            f"peak memory {held('bf16', default)} and {held('fp32', same)} of its.",
         ]
     lines += ["", "| part | fp32 | bf16 |", "|---|---|---|"]
     for part in found["bf16"]["parts"][0]:
