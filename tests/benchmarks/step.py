@@ -3,9 +3,9 @@
     python -m tests.benchmarks.step [peer=PYTHON] [steps=6] [page=docs/benchmarks/step.md]
 
 ViT-S/14, 8 pictures, 2 x 224 + 8 x 98 pixels, 65,536 prototypes, random pixels; every form in a process of
-its own, one after the other. The first step is warmth; the median of the others counts. `peer` is an interpreter
-that has lightly-train, in an environment of its own: it reads pictures, and is timed from batch to batch
-without the reading. Without it only our own forms are measured.
+its own, one after the other. The first step is warmth; the median of the others counts. `peer` is an
+interpreter that has lightly-train, in an environment of its own: it reads pictures, and is timed from batch
+to batch without the reading. Without it only our own forms are measured.
 """
 
 import json
