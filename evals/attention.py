@@ -28,6 +28,7 @@ from evals.dense_data import MASK, DensePart, LayoutConfig, open_part
 from evals.dense_drawing import covered, evenly, worst
 from evals.layouts import TEST
 from evals.results import Outcome
+from evals.task import Task
 
 OVER = np.array([[235, 60, 40]], dtype=np.uint8)
 SIDE = 128
@@ -160,3 +161,6 @@ def _card(
 
 def _over(image: Image.Image, mask: NDArray[np.bool_]) -> Image.Image:
     return covered(image, mask.astype(np.int64) - 1, OVER)
+
+
+TASK = Task(AttentionConfig, data, run, "objects in the last block's attention")

@@ -22,9 +22,10 @@ from dinov2.pages import Page
 from evals.bench import Bench
 from evals.bootstrap import of_statistic
 from evals.config import LabelledConfig
-from evals.data import Parts
+from evals.data import Parts, labelled_parts
 from evals.drawing import draw_classification, draw_examples
 from evals.results import Outcome
+from evals.task import Task
 from evals.vectors import vectors_of
 
 FITTED_ON = ("train", "test")
@@ -152,3 +153,6 @@ def _rows(counts: Int[NDArray, "classes clusters"], matched: NDArray, classes: l
         for cluster, name in enumerate(matched.tolist())
         for right in [int(counts[name, cluster]) if name >= 0 else 0]
     ]
+
+
+TASK = Task(ClusteringConfig, labelled_parts, run, "k-means against the classes")

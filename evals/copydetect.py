@@ -45,6 +45,7 @@ from evals.layouts.copy_pairs import CopyPairs
 from evals.layouts.copydays import Copydays
 from evals.ranking import ranked
 from evals.results import Outcome
+from evals.task import Task
 
 LEAST = 32  # pixels of the short side of what is copied; smaller pictures are enlarged first
 Change = Callable[[Float[Tensor, "n dim"]], Float[Tensor, "n dim"]]
@@ -300,3 +301,6 @@ def _drawn(pictures: int, config: CopydetectConfig) -> tuple[NDArray[np.int64], 
     count = min(config.copied, pictures // 4)
     order = np.random.default_rng([derive_seed("copies", config.seed)]).permutation(pictures)
     return np.sort(order[:count]), np.sort(order[count : 2 * count])
+
+
+TASK = Task(CopydetectConfig, open_sets, run, "finding edited copies")

@@ -30,6 +30,7 @@ from evals.drawing import THUMBNAIL, picture_of
 from evals.probes import Probe, ProbeConfig, learnt
 from evals.ranks import dealt
 from evals.results import Outcome
+from evals.task import Task
 from evals.vectors import Vectors, vectors_of
 
 Cell = tuple[str, int]  # a kind and a strength
@@ -180,3 +181,6 @@ def _gallery(page: Page, parts: Parts, config: CorruptionsConfig, id_: str) -> N
         for kind in config.kinds
     ]
     page.gallery(cards, f"A test picture under each kind, at strength {strength}", side=THUMBNAIL)
+
+
+TASK = Task(CorruptionsConfig, data, run, "accuracy on corrupted pictures")

@@ -34,6 +34,7 @@ from evals.dense_probes import Probe
 from evals.depth_metrics import CROPS, METRICS, NEAR, counted, errors
 from evals.patches import KeptTokens, PatchTokens, last_blocks
 from evals.results import Outcome
+from evals.task import Task
 from evals.windows import Tiling, enlarged
 
 BINS, FLOOR, FINER = 256, 0.1, 4  # bins; what is added to a score above 0; how much maps are enlarged
@@ -172,3 +173,6 @@ class _Answers:
 def _mean(place: int, sums: NDArray[np.floating]) -> float:
     """Of sums over pictures, and of how many they are."""
     return float(sums[place] / sums[-1])
+
+
+TASK = Task(DepthConfig, data, run, "depth of every pixel: linear, ridge or k-NN")

@@ -21,10 +21,11 @@ from dinov2.pages import Page
 from dinov2.pages.charts import curve
 from evals.bench import Bench
 from evals.config import LabelledConfig
-from evals.data import Parts, per_class_draws
+from evals.data import Parts, labelled_parts, per_class_draws
 from evals.drawing import draw_classification, draw_examples
 from evals.logistic import Logistic
 from evals.results import Outcome
+from evals.task import Task
 from evals.vectors import Vectors, vectors_of
 
 HEADLINE = 5  # shots
@@ -114,3 +115,6 @@ def _answers(
         else:
             found.append(Logistic().fit(drawn, labels, config.c).predict(test.rows, parts.allowed))
     return found
+
+
+TASK = Task(FewshotConfig, labelled_parts, run, "classes from a few pictures of each")

@@ -41,9 +41,10 @@ from dinov2.pages.charts import curve
 from evals.bench import Bench
 from evals.config import LabelledConfig
 from evals.crops import crop_batches
-from evals.data import Labelled, Parts
+from evals.data import Labelled, Parts, labelled_parts
 from evals.drawing import draw_classification, draw_examples
 from evals.results import Outcome
+from evals.task import Task
 
 TOKENS = ("cls", "cls+mean")
 
@@ -310,3 +311,6 @@ def _with_depth(architecture: dict[str, Any], rate: float) -> dict[str, Any]:
     if architecture["kind"] == "descriptor":
         return architecture | {"inner": _with_depth(architecture["inner"], rate)}
     return architecture | {"drop_path": rate}
+
+
+TASK = Task(FinetuneConfig, labelled_parts, run, "the whole backbone, fine-tuned")

@@ -43,6 +43,7 @@ from evals.config import EvalConfig
 from evals.crops import random_resized_crop
 from evals.descriptors import Framed, unit
 from evals.results import Outcome
+from evals.task import Task
 
 OUTLIER = 3.0  # times the median norm
 UNIFORM = 2.0  # t of the uniformity
@@ -283,3 +284,6 @@ def _draw_norms(page: Page, source: Source, norms: Norms, config: HealthConfig) 
             Card(pictures=pictures, text=f"up to {float(norms.maps[number].max()) / median:.1f} medians")
         )
     page.gallery(cards, "Where the largest norms are; white is an outlier", columns=4, side=SIDE)
+
+
+TASK = Task(HealthConfig, open_pictures, run, "collapse, spread, outlier tokens")

@@ -31,6 +31,7 @@ from evals.config import EvalConfig
 from evals.descriptors import Whole
 from evals.layouts.spair import SPLITS, Pair, Pairs, find
 from evals.results import Outcome
+from evals.task import Task
 
 SHOWN, SIDE = 6, 300  # pairs of each kind, pixels of each picture
 COLOURS = ("#2d8a5f", "#c23f55")  # right, wrong
@@ -217,3 +218,6 @@ def _dotted(
             draw.line((x, y, *(truth[number] * scale)), fill=colour, width=2)
         draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour, outline="white")
     return small
+
+
+TASK = Task(KeypointsConfig, open_pairs, run, "the same part of another picture")

@@ -14,9 +14,10 @@ from dinov2.neighbours import knn_classify
 from dinov2.pages import Page
 from evals.bench import Bench
 from evals.config import LabelledConfig
-from evals.data import Labelled, Parts, per_class_draws
+from evals.data import Labelled, Parts, labelled_parts, per_class_draws
 from evals.drawing import draw_classification, draw_neighbours
 from evals.results import Outcome
+from evals.task import Task
 
 HEADLINE = 20  # the k that DINO reports
 
@@ -93,3 +94,6 @@ def _draws(labels: Int[Tensor, "n"], config: KNNConfig) -> list[Int[Tensor, "kep
     if config.per_class is None:
         return [torch.arange(len(labels))]
     return per_class_draws(labels, config.per_class, config.tries, config.seed)
+
+
+TASK = Task(KNNConfig, labelled_parts, run, "classification by nearest neighbours")

@@ -30,11 +30,12 @@ from dinov2.parallel import world
 from evals.bench import Bench
 from evals.config import LabelledConfig
 from evals.crops import crop_batches
-from evals.data import Labelled, Parts, held_out
+from evals.data import Labelled, Parts, held_out, labelled_parts
 from evals.drawing import draw_classification, draw_examples
 from evals.heads import HeadGrid, Kind
 from evals.ranks import dealt
 from evals.results import Outcome
+from evals.task import Task
 
 # Of the release, for a batch of 256; the paper writes 1e-4 to 0.5.
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
@@ -239,3 +240,6 @@ def _draw_grid(page: Page, grid: HeadGrid, right: Tensor) -> None:
         rows,
         caption="Top-1 in percent on the test part. Rates are those of the batch size.",
     )
+
+
+TASK = Task(LinearConfig, labelled_parts, run, "linear classification, a grid of heads")

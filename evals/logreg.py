@@ -12,10 +12,11 @@ from dinov2.pages import Page
 from dinov2.pages.charts import curve
 from evals.bench import Bench
 from evals.config import LabelledConfig
-from evals.data import Parts
+from evals.data import Parts, labelled_parts
 from evals.drawing import draw_classification, draw_examples
 from evals.logistic import Search
 from evals.results import Outcome
+from evals.task import Task
 from evals.vectors import vectors_of
 
 
@@ -74,3 +75,6 @@ def run(bench: Bench, parts: Parts, config: LogregConfig, work: Path) -> Outcome
         details={"best": best, "converged": model.converged, "grid": reached, **parts.details},
         draw=draw,
     )
+
+
+TASK = Task(LogregConfig, labelled_parts, run, "logistic regression, a grid of C")

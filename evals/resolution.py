@@ -16,10 +16,11 @@ from dinov2.pages import Page
 from dinov2.pages.charts import curve
 from evals.backbones import PIXELS
 from evals.bench import Bench
-from evals.data import Parts
+from evals.data import Parts, labelled_parts
 from evals.drawing import draw_classification
 from evals.probes import ProbeConfig, learnt
 from evals.results import Outcome
+from evals.task import Task
 from evals.vectors import vectors_of
 
 LEARNT_AT = ("each", "size")
@@ -67,3 +68,6 @@ def run(bench: Bench, parts: Parts, config: ResolutionConfig, work: Path) -> Out
     return Outcome(
         headline="mean", metrics=metrics, scores=scores, details={"sizes": sizes, **parts.details}, draw=draw
     )
+
+
+TASK = Task(ResolutionConfig, labelled_parts, run, "accuracy by the size of the input")

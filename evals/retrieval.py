@@ -33,6 +33,7 @@ from evals.found import Found, draw_found, in_rows, shown_of
 from evals.layouts.revisited import Query, Revisited, find, ground_truth_in
 from evals.ranking import ranked, revisited
 from evals.results import Outcome
+from evals.task import Task
 
 AT_ONCE = 2**24  # similarities that are ranked at once
 SETTINGS = {"easy": ("easy", "hard"), "medium": ("", ""), "hard": ("hard", "easy")}
@@ -247,3 +248,6 @@ def _labelled(queries: Source, database: Source | None) -> Classes:
                 "into a folder of its own, or give a ground truth"
             )
     return Classes(queries, database)
+
+
+TASK = Task(RetrievalConfig, open_sets, run, "finding what shows the same")

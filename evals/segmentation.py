@@ -35,6 +35,7 @@ from evals.dense_fit import answered, by_patch, fit
 from evals.dense_probes import Probe
 from evals.patches import KeptTokens, PatchTokens, last_blocks
 from evals.results import Outcome
+from evals.task import Task
 from evals.windows import Tiling, best_class, enlarged
 
 FIGURES = {"miou": mean_iou, "mean_accuracy": mean_accuracy, "pixel_accuracy": pixel_accuracy}
@@ -181,3 +182,6 @@ def _by_class(names: Sequence[str], sums: Tensor) -> dict[str, float | None]:
     """IoU of each class in percent; None where neither truth nor answers have it."""
     found = iou_of_classes(sums).tolist()
     return {name: None if math.isnan(iou) else 100 * iou for name, iou in zip(names, found, strict=True)}
+
+
+TASK = Task(SegmentationConfig, data, run, "classes of pixels: linear, ridge or k-NN")

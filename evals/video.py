@@ -27,6 +27,7 @@ from evals.layouts import TEST, davis
 from evals.patches import PatchTokens
 from evals.propagation import Propagator
 from evals.results import Outcome
+from evals.task import Task
 from evals.video_data import OBJECTS, Sequence, sequences_of
 from evals.video_drawing import Carried, draw_videos
 from evals.video_metrics import contour_accuracy, mean_recall_decay, region_similarity
@@ -177,3 +178,6 @@ def _measured(sequence: Sequence, answers: NDArray[np.uint8]) -> Carried:
 
 def _draw(bench: Bench, config: VideoConfig, found: list[Carried], page: Page) -> None:
     draw_videos(page, bench.backbone, found, config.size)
+
+
+TASK = Task(VideoConfig, data, run, "masks carried through videos (DAVIS: J, F)")
