@@ -280,8 +280,14 @@ class Stack:
     """Arrays in several files read as one, memory-mapped: only the rows asked for come into memory."""
 
     def __init__(self, paths: Sequence[Path]):
-        self.arrays = [np.load(path, mmap_mode="r") for path in paths]
+        self._paths = list(paths)
+        self.arrays = [np.load(path, mmap_mode="r") for path in self._paths]
         self.starts = np.cumsum([0] + [len(array) for array in self.arrays])
+
+    def __reduce__(self) -> tuple[type["Stack"], tuple[list[Path]]]:
+        return Stack, (
+            self._paths,
+        )  # a process that is sent a stack maps it anew; else all rows would be sent
 
     def __len__(self) -> int:
         return int(self.starts[-1])

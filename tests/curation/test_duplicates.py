@@ -1,5 +1,6 @@
 """Copies are found, pictures that are merely alike stay, and every drop says why."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from pyarrow import parquet
 from curation.align import align
 from curation.config import SemDeDupConfig
 from curation.duplicates import Groups
+from curation.ingest import Ingested
 from curation.kmeans import kmeans
 from curation.looks import luma, pca_hash, perceptual_hash, thumbnail
 from curation.semdedup import semdedup
@@ -38,6 +40,14 @@ def test_every_planted_copy_loses_to_one_and_no_original_to_another(curated: tup
         assert 0.75 <= rows[uri]["similarity"] <= 1
     originals = [row for uri, row in rows.items() if uri.startswith("class_") and uri not in group]
     assert [row["uri"] for row in originals if not row["kept"]] == ["class_2/001.png"]
+
+
+def test_processes_are_sent_where_thumbnails_lie_and_not_the_thumbnails(curated: tuple[Path, Path]) -> None:
+    thumbs = Ingested.at(curated[1] / "stages/ingest/pool").thumbs()
+    sent = pickle.dumps(thumbs)
+    assert len(sent) < 1000 < 64 * 64 * 3 * len(thumbs)
+    rows = np.arange(len(thumbs))[::-2]
+    assert np.array_equal(pickle.loads(sent).rows(rows), thumbs.rows(rows))
 
 
 def test_a_leak_into_the_holdout_goes(curated: tuple[Path, Path]) -> None:
