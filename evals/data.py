@@ -11,10 +11,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dinov2.data.order import derive_seed
-from dinov2.data.sources import Source, open_source
+from dinov2.data.sources import Source
 from dinov2.exits import UserError
 from evals.classes import NUMBERS, ClassMap, class_map, renamed
 from evals.config import EvalConfig, LabelledConfig
+from evals.layouts.labelled import open_labelled
 
 TEST_SPLITS = ("val", "test")  # what `data=` takes as the test part, the first that is there
 
@@ -166,10 +167,10 @@ def _open(config: EvalConfig) -> tuple[Source, Source]:
     if config.data is not None:
         if config.train is not None or config.test is not None:
             raise UserError("give data=, or train= and test=, not both")
-        return _two_parts(open_source(config.data, cache=cache), config.data)
+        return _two_parts(open_labelled(config.data, cache), config.data)
     if config.train is None or config.test is None:
         raise UserError("give train=… and test=…, or data=ROOT with train/ and val/ (or a split column)")
-    return open_source(config.train, cache=cache), open_source(config.test, cache=cache)
+    return open_labelled(config.train, cache), open_labelled(config.test, cache)
 
 
 def _two_parts(source: Source, spec: str) -> tuple[Source, Source]:

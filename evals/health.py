@@ -29,7 +29,7 @@ from dinov2.config import at_least
 from dinov2.console import progress
 from dinov2.data.decode import Unreadable, decode
 from dinov2.data.order import Order, derive_seed
-from dinov2.data.sources import Source, open_source
+from dinov2.data.sources import Source
 from dinov2.exits import UserError
 from dinov2.features import CentreCrop
 from dinov2.models.heads import DINOHead
@@ -42,6 +42,7 @@ from evals.bootstrap import of_mean, of_statistic
 from evals.config import EvalConfig
 from evals.crops import random_resized_crop
 from evals.descriptors import Framed, unit
+from evals.layouts.labelled import open_labelled
 from evals.results import Outcome
 from evals.task import Task
 
@@ -109,7 +110,7 @@ def open_pictures(config: HealthConfig) -> Drawn:
     spec = config.data or config.test
     if spec is None or config.train:
         raise UserError("give data=SOURCE, any pictures")
-    source = open_source(spec, cache=Path(config.cache) if config.cache else None)
+    source = open_labelled(spec, Path(config.cache) if config.cache else None)
     if len(source) < 2:
         raise UserError(f"{source.name} has one picture; give two or more")
     count = min(config.pictures, len(source))

@@ -23,13 +23,14 @@ from torch import Tensor
 
 from dinov2.config import listed
 from dinov2.data.decode import decode
-from dinov2.data.sources import Source, open_source
+from dinov2.data.sources import Source
 from dinov2.exits import UserError
 from dinov2.pages import Page
 from evals.bench import Bench
 from evals.config import place
 from evals.descriptors import Describer, DescriptorConfig
 from evals.found import Found, draw_found, in_rows, shown_of
+from evals.layouts.labelled import open_labelled
 from evals.layouts.revisited import Query, Revisited, find, ground_truth_in
 from evals.ranking import ranked, revisited
 from evals.results import Outcome
@@ -78,11 +79,11 @@ def open_sets(config: RetrievalConfig) -> Revisited | Classes:
         truth = Path(config.ground_truth) if config.ground_truth else ground_truth_in(root)
         if truth is not None:
             return find(root, truth, cache)
-        return _labelled(*_parts(open_source(config.data, cache=cache)))
+        return _labelled(*_parts(open_labelled(config.data, cache)))
     if config.ground_truth:
         raise UserError("ground_truth= goes with data=ROOT, the folder of its pictures")
-    database = open_source(config.train, cache=cache) if config.train else None
-    return _labelled(open_source(str(config.test), cache=cache), database)
+    database = open_labelled(config.train, cache) if config.train else None
+    return _labelled(open_labelled(str(config.test), cache), database)
 
 
 def run(bench: Bench, sets: Revisited | Classes, config: RetrievalConfig, work: Path) -> Outcome:
