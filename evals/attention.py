@@ -6,7 +6,7 @@ the picture. `jaccard` takes the best head of each picture, as the paper's figur
 of the head that is best on all pictures together, and so chosen on the pictures that are scored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +27,13 @@ from evals.bench import Bench
 from evals.dense_data import MASK, DensePart, LayoutConfig, open_part
 from evals.dense_drawing import covered, evenly, worst
 from evals.layouts import TEST
+from evals.ranks import dealt
 from evals.results import Outcome
 from evals.task import Task
 
 OVER = np.array([[235, 60, 40]], dtype=np.uint8)
 SIDE = 128
+PIECE = 64  # pictures that one rank measures at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +74,17 @@ def data(config: AttentionConfig) -> Objects:
     return Objects(open_part(config, TEST, MASK, config.ignore), config.background)
 
 
-@torch.no_grad()
 def run(bench: Bench, objects: Objects, config: AttentionConfig, work: Path) -> Outcome:
     """Jaccard indices over the pictures that have an object."""
-    backbone, dtype = bench.backbone, PRECISIONS[config.precision]
     rows, found = [], []
+    pieces = [range(first, min(first + PIECE, len(objects))) for first in range(0, len(objects), PIECE)]
     with progress(total=len(objects), what="attention") as bar:
-        for row in range(len(objects)):
-            image = objects.part.image(row)
-            truth, counted = objects.of(row, image.size)
-            if truth.any():
-                with torch.autocast(bench.device.type, dtype, enabled=dtype != torch.float32):
-                    maps = attention(backbone, image, size=config.size)
-                found.append(jaccard(attended(maps, config.mass, truth.shape), truth, counted))
-                rows.append(row)
-            bar.update()
+        for piece, measured in zip(pieces, dealt(bench, _measured, pieces, objects, config), strict=True):
+            for row, scores in zip(piece, measured, strict=True):
+                if scores is not None:
+                    rows.append(row)
+                    found.append(scores)
+                bar.update()
     if not rows:
         raise UserError(f"no mask of {objects.part.place} has an object: see background= and ignore=")
     table = np.stack(found)
@@ -106,6 +104,23 @@ def run(bench: Bench, objects: Objects, config: AttentionConfig, work: Path) -> 
         details={"heads": (100 * table.mean(0)).tolist(), "pictures": len(rows)},
         draw=draw,
     )
+
+
+@torch.no_grad()
+def _measured(
+    bench: Bench, piece: range, objects: Objects, config: AttentionConfig
+) -> Iterator[NDArray[np.float64] | None]:
+    """Each head's index for some pictures; None where there is no object."""
+    dtype = PRECISIONS[config.precision]
+    for row in piece:
+        image = objects.part.image(row)
+        truth, counted = objects.of(row, image.size)
+        if not truth.any():
+            yield None
+            continue
+        with torch.autocast(bench.device.type, dtype, enabled=dtype != torch.float32):
+            maps = attention(bench.backbone, image, size=config.size)
+        yield jaccard(attended(maps, config.mass, truth.shape), truth, counted)
 
 
 def attended(maps: Tensor, mass: float, size: Sequence[int]) -> NDArray[np.bool_]:

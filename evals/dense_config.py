@@ -24,14 +24,13 @@ class DenseConfig(LayoutConfig):
     k: int = 20  # knn: patches that answer together
     temperature: float = 0.07  # knn: of their softmax
     bank: int = 50_000  # knn: training patches to search, drawn evenly from all pictures
-    keep_gb: float = runtime(20.0)  # patch tokens of a part are kept on the disk up to this size
     save_every: int = runtime(500)  # linear: steps that a killed command loses at most
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self.probe, PROBES, "probe")
         at_least(1, self, "iterations", "batch_size", "k", "bank", "save_every")
-        at_least(0, self, "weight_decay", "keep_gb")
+        at_least(0, self, "weight_decay")
         if self.resize is not None and self.resize < self.size:
             raise UserError(f"resize={self.resize} is less than size={self.size}: no window would fit")
         for name in ("learning_rate", "temperature", "ridge"):

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dinov2.console import progress
 from evals.bench import Bench
 from evals.dense_batches import kept_windows, random_windows
 from evals.dense_config import DenseConfig
@@ -63,7 +64,7 @@ def fit(
 
     if config.probe != "linear":
         return _in_one_pass(tokens, train, target, config)
-    kept = None if config.augment else KeptTokens(tokens, train, config.keep_gb)
+    kept = None if config.augment else KeptTokens(tokens, train)
     side = tokens.tiling.window // tokens.tiling.patch
 
     def batches(start: int) -> Any:
@@ -101,7 +102,8 @@ def _in_one_pass(tokens: PatchTokens, train: DensePart, target: Target, config: 
         if config.probe == "ridge"
         else Bank(config.bank, len(train), config.seed)
     )
-    for row, tiling, found in KeptTokens(tokens, train, config.keep_gb).all():
+    kept = KeptTokens(tokens, train)
+    for row, tiling, found in progress(kept.all(), total=len(kept), what=config.probe):
         under = tiling.cut_truth(target.truth(train, row, tiling.picture))
         targets, weights = target.of_patches(under, tiling.patch)
         learner.add(found.flatten(0, 1), targets.to(found.device), weights.to(found.device))

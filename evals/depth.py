@@ -115,7 +115,7 @@ def run(bench: Bench, parts: DenseParts, config: DepthConfig, work: Path) -> Out
     layout = parts.test.part
     target = DepthTarget(config.far or layout.far)
     probe = fit(bench, tokens, parts.train, target, config, work)
-    answers = _Answers(tokens, probe, target, parts.test, config.keep_gb)
+    answers = _Answers(tokens, probe, target, parts.test)
     crop = config.crop or layout.crop
     found = []
     with progress(total=len(parts.test), what="depth") as bar:
@@ -149,11 +149,9 @@ def run(bench: Bench, parts: DenseParts, config: DepthConfig, work: Path) -> Out
 class _Answers:
     """The depth of every pixel of the test pictures in metres, float32 [height, width]."""
 
-    def __init__(
-        self, tokens: PatchTokens, probe: Probe, target: DepthTarget, part: DensePart, keep_gb: float
-    ) -> None:
+    def __init__(self, tokens: PatchTokens, probe: Probe, target: DepthTarget, part: DensePart) -> None:
         self.tokens, self.probe, self.target, self.part = tokens, probe, target, part
-        self.kept = KeptTokens(tokens, part, keep_gb)
+        self.kept = KeptTokens(tokens, part)
 
     def __iter__(self) -> Iterator[tuple[int, tuple[int, int], Metres]]:
         """Row, (width, height) and answer of each picture in order."""

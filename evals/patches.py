@@ -21,13 +21,15 @@ from dinov2.console import progress
 from dinov2.exits import UserError
 from dinov2.features import PRECISIONS
 from dinov2.files import lock, read_json, write_json, write_whole
-from evals.bench import FEATURES, Bench
+from evals.bench import Bench
 from evals.config import EvalConfig
 from evals.dense_data import DensePart
+from evals.ranks import dealt
 from evals.windows import Tiler, Tiling
 
 FORMAT_VERSION = "1.0"
 META = "meta.json"
+PIECE = 64  # pictures whose tokens are computed by one rank, and that a killed command loses at most
 Tokens = Float[Tensor, "windows patches dim"]
 
 
@@ -108,17 +110,17 @@ class PatchTokens:
 class KeptTokens:
     """The tokens of one part, on the disk where they fit, computed as they are asked for otherwise.
 
-    A file a picture, [windows, patches, dim] in fp16; `meta.json` comes last.
+    They fit where the store could hold them alone. A file a picture, [windows, patches, dim] in fp16;
+    `meta.json` comes last. Several ranks compute them together.
     """
 
-    def __init__(self, tokens: PatchTokens, part: DensePart, keep_gb: float) -> None:
-        """`keep_gb`: those of a part are kept if they take no more."""
+    def __init__(self, tokens: PatchTokens, part: DensePart) -> None:
         self.tokens, self.part = tokens, part
         self.meta = tokens.meta | {"data": part.fingerprint}
         key = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = tokens.bench.folder / FEATURES / key / "patches"
+        self.folder = tokens.bench.store.hold(key) / "patches"
         self._sizes: list[tuple[int, int]] | None = None
-        self.kept = self._bytes() <= keep_gb * 2**30
+        self.kept = self._bytes() <= tokens.bench.store.limit
         if self.kept:
             self._keep()
 
@@ -139,7 +141,7 @@ class KeptTokens:
     def all(self) -> Iterator[tuple[int, Tiling, Tokens]]:
         """Row, tiling and tokens (float32, on the device) of every picture in order."""
         if not self.kept:
-            yield from self._computed(range(len(self)), shown=False)
+            yield from computed(self.tokens, self.part, range(len(self)))
             return
         for row in range(len(self)):
             array = torch.from_numpy(self._file(row).astype(np.float32))
@@ -147,62 +149,90 @@ class KeptTokens:
 
     def _keep(self) -> None:
         """Compute what is not there yet. Of several processes one works, and the others wait."""
-        start = time.perf_counter()
+        start, bench = time.perf_counter(), self.tokens.bench
         with lock(self.folder / ".lock"):
             if not (self.folder / META).exists():
-                sizes: dict[int, tuple[int, int]] = {}
-                missing = [row for row in range(len(self)) if not self._path(row).exists()]
-                for row, tiling, tokens in self._computed(missing):
-                    halves = tokens.half().cpu().numpy()
-                    if not np.isfinite(halves).all():
-                        raise UserError("the backbone gives features that are not finite, or beyond 65,504")
-                    with write_whole(self._path(row)) as file:
-                        np.save(file, halves)
-                    sizes[row] = tiling.picture
+                pieces = [range(first, min(first + PIECE, len(self))) for first in range(0, len(self), PIECE)]
+                missing = [piece for piece in pieces if not self._whole(piece)]
+                common = self.tokens.blocks, self.tokens.cls, self.part, self.folder
+                known: dict[int, tuple[int, int]] = {}
+                with progress(total=sum(map(len, missing)), what=f"patches of {self.part.name}") as bar:
+                    for found in dealt(bench, _keep_piece, missing, *common):
+                        for row, size in found:
+                            known[row] = size
+                            bar.update()
                 # Those that a killed process had done are opened once more.
-                pictures = [sizes.get(row) or self.part.image(row).size for row in range(len(self))]
+                pictures = [known.get(row) or self.part.image(row).size for row in range(len(self))]
                 write_json(self.folder / META, self.meta | {"pictures": pictures})
+                bench.store.trim()
             self._sizes = [tuple(size) for size in read_json(self.folder / META)["pictures"]]
-        seconds = self.tokens.bench.seconds
-        seconds["features"] = seconds.get("features", 0.0) + time.perf_counter() - start
-
-    def _computed(self, rows: Sequence[int], *, shown: bool = True) -> Iterator[tuple[int, Tiling, Tokens]]:
-        """Windows of several pictures go through the backbone together, as far as they are equally large."""
-        pending: list[tuple[int, Tiling, Tensor]] = []
-        config = self.tokens.config
-        windows = _Windows(self.tokens.tiling, self.part, rows)
-        loader = DataLoader(windows, batch_size=None, num_workers=min(config.workers, len(rows)))
-        before, what = len(self) - len(rows), f"patches of {self.part.name}"
-        with progress(total=len(self), initial=before, what=what, shown=shown) as bar:
-            for item in loader:
-                if isinstance(item, UserError):
-                    raise item
-                count = sum(len(windows) for _, _, windows in pending)
-                if pending and (count >= config.batch or pending[0][1].window != item[1].window):
-                    yield from self._together(pending)
-                    pending = []
-                pending.append(item)
-                bar.update()
-            yield from self._together(pending)
-
-    def _together(self, pending: list[tuple[int, Tiling, Tensor]]) -> Iterator[tuple[int, Tiling, Tokens]]:
-        if not pending:
-            return
-        found = self.tokens(torch.cat([windows for _, _, windows in pending]))
-        parts = found.split([len(windows) for _, _, windows in pending])
-        for (row, tiling, _), part in zip(pending, parts, strict=True):
-            yield row, tiling, part
+        bench.seconds["features"] = bench.seconds.get("features", 0.0) + time.perf_counter() - start
 
     def _bytes(self) -> int:
         """About what all would take: as many windows and patches as the first picture has."""
         tiling = self.tokens.tiling(self.part.image(0).size)
         return 2 * len(self) * len(tiling.corners) * tiling.grid[0] * tiling.grid[1] * self.tokens.dim
 
-    def _file(self, row: int) -> NDArray[np.float16]:
-        return np.load(self._path(row), mmap_mode="r")
+    def _whole(self, piece: range) -> bool:
+        return all(_path(self.folder, row).exists() for row in piece)
 
-    def _path(self, row: int) -> Path:
-        return self.folder / f"{row:06d}.npy"
+    def _file(self, row: int) -> NDArray[np.float16]:
+        return np.load(_path(self.folder, row), mmap_mode="r")
+
+
+def _keep_piece(
+    bench: Bench, rows: range, blocks: list[int], cls: bool, part: DensePart, folder: Path
+) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Write the tokens of some pictures; gives rows and sizes.
+
+    Windows go through the backbone with others of their piece alone, so that their tokens are the same on
+    any number of ranks, and after a kill.
+    """
+    tokens = PatchTokens(bench, bench.config, blocks=blocks, cls=cls)
+    for row, tiling, found in computed(tokens, part, rows):
+        halves = found.half().cpu().numpy()
+        if not np.isfinite(halves).all():
+            raise UserError("the backbone gives features that are not finite, or beyond 65,504")
+        with write_whole(_path(folder, row)) as file:
+            np.save(file, halves)
+        yield row, tiling.picture
+
+
+def computed(
+    tokens: PatchTokens, part: DensePart, rows: Sequence[int]
+) -> Iterator[tuple[int, Tiling, Tokens]]:
+    """Row, tiling and tokens of these pictures.
+
+    Windows of several pictures go through the backbone together, as far as they are equally large.
+    """
+    pending: list[tuple[int, Tiling, Tensor]] = []
+    config = tokens.config
+    windows = _Windows(tokens.tiling, part, rows)
+    loader = DataLoader(windows, batch_size=None, num_workers=min(config.workers, len(rows)))
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        count = sum(len(windows) for _, _, windows in pending)
+        if pending and (count >= config.batch or pending[0][1].window != item[1].window):
+            yield from _together(tokens, pending)
+            pending = []
+        pending.append(item)
+    yield from _together(tokens, pending)
+
+
+def _together(
+    tokens: PatchTokens, pending: list[tuple[int, Tiling, Tensor]]
+) -> Iterator[tuple[int, Tiling, Tokens]]:
+    if not pending:
+        return
+    found = tokens(torch.cat([windows for _, _, windows in pending]))
+    parts = found.split([len(windows) for _, _, windows in pending])
+    for (row, tiling, _), part in zip(pending, parts, strict=True):
+        yield row, tiling, part
+
+
+def _path(folder: Path, row: int) -> Path:
+    return folder / f"{row:06d}.npy"
 
 
 class _Windows(Dataset[Any]):

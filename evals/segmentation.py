@@ -138,7 +138,7 @@ class _Answers:
     ) -> None:
         self.tokens, self.probe, self.part = tokens, probe, part
         self.scales = config.scales if config.ms else None
-        self.kept = None if config.ms else KeptTokens(tokens, part, config.keep_gb)
+        self.kept = None if config.ms else KeptTokens(tokens, part)
 
     def __iter__(self) -> Iterator[tuple[int, tuple[int, int], Int[Tensor, "height width"]]]:
         """Row, (width, height) and answer of each picture in order."""

@@ -26,6 +26,7 @@ from evals.dense_data import MASK, DensePart, LayoutConfig, open_part
 from evals.layouts import TEST, davis
 from evals.patches import PatchTokens
 from evals.propagation import Propagator
+from evals.ranks import dealt
 from evals.results import Outcome
 from evals.task import Task
 from evals.video_data import OBJECTS, Sequence, sequences_of
@@ -89,17 +90,12 @@ def data(config: VideoConfig) -> Videos:
 
 def run(bench: Bench, videos: Videos, config: VideoConfig, work: Path) -> Outcome:
     """J, F, and their mean over all objects of all sequences, each over its frames."""
-    tokens = PatchTokens(bench, config, blocks=[bench.backbone.n_blocks - 1], whole=True)
     frames = sum(len(sequence) for sequence in videos.sequences)
     found = []
     with progress(total=frames, what="video", unit="frame") as bar:
-        for sequence in videos.sequences:
-            # A sequence is done or not done: its answers are what a killed command continues from.
-            saved = work / f"{sequence.name}.npy"
-            if not saved.exists():
-                with write_whole(saved) as file:
-                    np.save(file, carried(tokens, sequence, config))
-            found.append(_measured(sequence, np.load(saved)))
+        answers = dealt(bench, _carried_once, videos.sequences, config, work)
+        for sequence, answer in zip(videos.sequences, answers, strict=True):
+            found.append(_measured(sequence, answer))
             bar.update(len(sequence))
     table = np.concatenate([one.table for one in found])  # [objects, J or F, mean or recall or decay]
     scores = {
@@ -117,6 +113,16 @@ def run(bench: Bench, videos: Videos, config: VideoConfig, work: Path) -> Outcom
         details={"jf_mean": per_sequence, "objects": len(table), "frames": frames},
         draw=partial(_draw, bench, config, found),
     )
+
+
+def _carried_once(bench: Bench, sequence: Sequence, config: VideoConfig, work: Path) -> NDArray[np.uint8]:
+    """A sequence is done or not done: its answers are what a killed command continues from."""
+    saved = work / f"{sequence.name}.npy"
+    if not saved.exists():
+        tokens = PatchTokens(bench, config, blocks=[bench.backbone.n_blocks - 1], whole=True)
+        with write_whole(saved) as file:
+            np.save(file, carried(tokens, sequence, config))
+    return np.load(saved)
 
 
 def carried(tokens: PatchTokens, sequence: Sequence, config: VideoConfig) -> NDArray[np.uint8]:

@@ -24,6 +24,7 @@ from evals.patches import KeptTokens, PatchTokens, last_blocks
 from evals.segmentation import ClassTarget, SegmentationConfig, data
 from evals.windows import Tiler, best_class
 from tests.faults import assert_survives, when
+from tests.ranks import on_ranks
 
 COLOURS = np.array([[200, 40, 40], [40, 180, 60], [50, 60, 210]])
 SMALL = ["size=32", "batch=16"]
@@ -109,7 +110,7 @@ def test_strips_of_the_best_class_are_those_of_the_whole(monkeypatch):
 def test_tokens_are_the_backbones_and_are_kept(place, tmp_path):
     tokens, config = tokens_of(place, tmp_path)
     part = data(config).test
-    kept = KeptTokens(tokens, part, config.keep_gb)
+    kept = KeptTokens(tokens, part)
     row, tiling, found = list(kept.all())[3]
     windows = tiling.cut(part.image(row)).float() / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in tokens.backbone.normalisation)
@@ -119,7 +120,8 @@ def test_tokens_are_the_backbones_and_are_kept(place, tmp_path):
         mine = found[:, :, 96 * number : 96 * (number + 1)]
         torch.testing.assert_close(mine[:, :, :48], patches, atol=2e-3, rtol=2e-3)
         torch.testing.assert_close(mine[:, 5, 48:], cls, atol=2e-3, rtol=2e-3)
-    unkept = KeptTokens(tokens, part, 0.0)
+    tokens.bench.store.limit = 1000
+    unkept = KeptTokens(tokens, part)
     assert kept.kept and not unkept.kept
     torch.testing.assert_close(unkept.window(3, 1), kept.window(3, 1), atol=2e-3, rtol=2e-3)
     assert last_blocks(12, 4) == [8, 9, 10, 11] and last_blocks(12, 4, spread=True) == [2, 5, 8, 11]
@@ -236,3 +238,34 @@ def test_a_killed_segmentation_continues_to_the_same_numbers(place, tmp_path, au
         moments=[when("out/features/*/patches/000003.npy"), when("out/work/*/head.safetensors")],
         env={"OMP_NUM_THREADS": "1"},
     )
+
+
+def evaluate_each(commands: list[list[str]]) -> None:
+    """On each rank: run the commands."""
+    for words in commands:
+        main(words)
+
+
+def test_two_ranks_give_what_one_gives(place, tmp_path):
+    """More pictures than one rank computes at a time."""
+    squares(tmp_path / "data" / "train", 70, seed=0)
+    squares(tmp_path / "data" / "val", 66, seed=1)
+    tasks = [["segmentation", "probe=ridge"], ["attention"]]
+
+    def commands(output):
+        settings = ["size=32", f"data={tmp_path / 'data'}", f"output={tmp_path / output}"]
+        return [[str(place / "backbone"), *words, *settings] for words in tasks]
+
+    evaluate_each(commands("one"))
+    on_ranks(2, evaluate_each, commands("two"))
+    found = []
+    for output in ("one", "two"):
+        results = [
+            json.loads(path.read_text()) for path in sorted((tmp_path / output / "results").glob("*.json"))
+        ]
+        found.append([{key: one[key] for key in one.keys() - {"seconds"}} for one in results])
+    assert found[0] == found[1] and len(found[0]) == 2
+    kept = sorted((tmp_path / "one").glob("features/*/patches/*.npy"))
+    assert len(kept) == 136
+    for path in kept:
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
