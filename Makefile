@@ -7,6 +7,7 @@
 #   make test-slurm           the longer tests on a real SLURM, which the tests install (as root) and start
 #   make bench [PEER=PYTHON]  a training step against its plain form, and lightly-train where PEER has it
 #   make bench-curation       speed and recall of curation's engines, to docs/benchmarks/curation.md; half an hour
+#   make bench-evals          speed and memory of evaluation's, to docs/benchmarks/evals.md; a few minutes
 #   make lint types contract  ruff, pyright, import-linter;  make format mends what ruff can
 #   make gpu                  tests marked gpu, and the demo with its training on the GPU; GPU_PYTHON=python3
 #                             takes an interpreter that already holds a CUDA torch and the dependencies
@@ -22,7 +23,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install --use-pep517 -
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = on
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-curation help install demo test test-long test-slurm lint format types contract gpu clean
+.PHONY: bench bench-curation bench-evals help install demo test test-long test-slurm lint format types contract gpu clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -60,6 +61,9 @@ bench: .venv/.installed-test
 
 bench-curation: .venv/.installed-test
 	.venv/bin/python -m tests.benchmarks.curation
+
+bench-evals: .venv/.installed-test
+	.venv/bin/python -m tests.benchmarks.evals
 
 lint: .venv/.installed-test
 	.venv/bin/ruff check

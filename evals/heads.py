@@ -50,6 +50,7 @@ class HeadGrid:
         self._rows = torch.tensor(rates, device=device).repeat_interleave(classes)[:, None]  # a rate each
         self.weights = [self._initial(kind, seed).to(device) for kind in kinds]
         self.velocities = [torch.zeros_like(weight) for weight in self.weights]
+        self._scores: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.kinds) * len(self.rates)
@@ -61,8 +62,8 @@ class HeadGrid:
         rows = torch.arange(len(labels), device=labels.device)
         for kind, weight, velocity in zip(self.kinds, self.weights, self.velocities, strict=True):
             inputs = _with_ones(features[:, kind.columns])
-            scores = (inputs @ weight.T).view(len(labels), len(self.rates), self.classes)
-            gradient = scores.softmax(dim=2)
+            scores = torch.mm(inputs, weight.T, out=self._buffer(len(labels)))
+            gradient = scores.view(len(labels), len(self.rates), self.classes).softmax(dim=2)
             gradient[rows, :, labels] -= 1
             gradient /= len(labels)
             velocity.addmm_(gradient.flatten(1).T, inputs, beta=MOMENTUM)
@@ -87,6 +88,12 @@ class HeadGrid:
                 best = scores.argmax(dim=2).masked_fill_(~sound, -1)
                 answers[number * len(self.rates) : (number + 1) * len(self.rates), part] = best.T
         return answers
+
+    def _buffer(self, rows: int) -> Float[Tensor, "rows all_classes"]:
+        """Room for the scores of all rates: fresh memory would take a sixth of the time of the product."""
+        if self._scores is None or len(self._scores) != rows:
+            self._scores = self.weights[0].new_empty(rows, len(self.weights[0]))
+        return self._scores
 
     def describe(self, head: int) -> dict[str, float | int | bool]:
         """What distinguishes this head."""

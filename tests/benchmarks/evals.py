@@ -1,0 +1,115 @@
+"""`make bench-evals`: what evaluation's engines cost on this machine, as a page.
+
+    python -m tests.benchmarks.evals [NAME …] [scale=0.1] [page=docs/benchmarks/evals.md]
+
+How it is measured: see `tests.benchmarks.figures`. The scale is of the number of queries; nothing is read
+from the folder of real pictures.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from evals.heads import HeadGrid, Kind
+from evals.linear import RATES
+from tests.benchmarks.curation import sheet
+from tests.benchmarks.figures import ROOT, Benchmark, Rows, product_rate, run
+
+PAGE = ROOT / "docs" / "benchmarks" / "evals.md"
+CLASSES, BATCH, DIM = 1000, 128, 384  # ImageNet, the published batch, ViT-S
+# Columns of the full feature: the CLS tokens of the last four blocks, then the mean patch token.
+KINDS = [
+    Kind(blocks, mean, slice((4 - blocks) * DIM, (4 + mean) * DIM))
+    for blocks in (1, 4)
+    for mean in (False, True)
+]
+REPEATS = 4
+
+
+def knn(scale: float, data: Path) -> Rows:
+    """The vote of training and evaluation, at the size of ImageNet's validation part."""
+    from dinov2.neighbours import knn_classify
+
+    rows = sheet(150_000, DIM)
+    train, test = rows[:100_000], rows[100_000 : 100_000 + max(4096, int(50_000 * scale))]
+    labels = torch.arange(len(train)) % CLASSES
+    knn_classify(train[:4096], labels[:4096], test[:1024], classes=CLASSES)  # warm
+    found: Rows = []
+    for k in ([20], [10, 20, 100, 200]):
+        before = product_rate(DIM)
+        seconds = _seconds(lambda k=k: knn_classify(train, labels, test, classes=CLASSES, k=k))
+        peak = max(before, product_rate(DIM))
+        shown = ", ".join(map(str, k))
+        found.append((f"k-NN, k = {shown}", f"{len(test):,} x {len(train):,} x {DIM}, {seconds:.1f} s"))
+        found.append(_of_rate(2 * len(train) * len(test) * DIM / seconds, peak))
+    return found
+
+
+def grid(scale: float, data: Path) -> Rows:
+    """A step of all 52 heads at 1,000 classes: two products for each kind of feature, and all around them."""
+    heads = HeadGrid(KINDS, RATES, CLASSES, iterations=100, seed=0)
+    batch = torch.randn(BATCH, 5 * DIM), torch.arange(BATCH)
+    widths = sum(kind.columns.stop - kind.columns.start for kind in KINDS)
+    operations = 4 * BATCH * len(RATES) * CLASSES * widths
+    heads.train_step(*batch)
+    peak, seconds = 0.0, float("inf")
+    for _ in range(REPEATS):
+        peak = max(peak, product_rate(DIM))
+        seconds = min(seconds, _seconds(lambda: heads.train_step(*batch)))
+    return [
+        (f"a step of {len(heads)} heads, {CLASSES:,} classes, batch {BATCH}", f"{1000 * seconds:.0f} ms"),
+        _of_rate(operations / seconds, peak),
+    ]
+
+
+def features(scale: float, data: Path) -> Rows:
+    """The published protocol: every step's crops go through the backbone. All heads against one."""
+    from dinov2.features import BackboneEmbedder
+    from dinov2.models import load_backbone
+
+    backbone = load_backbone("timm:vit_small_patch14_dinov2")
+    count = max(8, int(BATCH * scale))
+    pictures = torch.randint(256, (count, 3, 224, 224), dtype=torch.uint8)
+    labels = torch.arange(count)
+    all_of_them = HeadGrid(KINDS, RATES, CLASSES, iterations=100, seed=0)
+    one = HeadGrid([Kind(1, False, slice(0, DIM))], RATES[:1], CLASSES, iterations=100, seed=0)
+    ways = {
+        "52": (BackboneEmbedder(backbone, token="cls4+mean"), all_of_them),
+        "1": (BackboneEmbedder(backbone, token="cls"), one),
+    }
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(2):
+        for name, (embed, heads) in ways.items():
+            spent = _seconds(lambda embed=embed, heads=heads: heads.train_step(embed(pictures), labels))
+            best[name] = min(best[name], spent)
+    return [
+        (f"a step with its features, ViT-S/14 at 224, batch {count}: 1 head", f"{best['1']:.2f} s"),
+        ("all 52 heads", f"{best['52']:.2f} s, **{best['52'] / best['1']:.2f} times**"),
+    ]
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _of_rate(rate: float, peak: float) -> tuple[str, str]:
+    figure = f"**{rate / peak:.0%}** ({rate / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s)"
+    return "of the rate of a matrix product", figure
+
+
+BENCHMARKS: dict[str, Benchmark] = {each.__name__: each for each in (knn, grid, features)}
+
+if __name__ == "__main__":
+    run(
+        "tests.benchmarks.evals",
+        sys.argv[1:],
+        BENCHMARKS,
+        page=PAGE,
+        title="What evaluation costs",
+        command="bench-evals",
+    )
