@@ -1,7 +1,7 @@
 """A grid of linear classifiers trained at once: every kind of feature x every learning rate.
 
 The heads on one kind of feature are one matrix, [rates * classes, width]. Their scores are one product, and
-so are their gradients, which the product adds to the momentum as it goes.
+so are their gradients, which the product adds to the momentum as it goes (on a CPU a few rates at a time).
 """
 
 import math
@@ -17,6 +17,7 @@ from dinov2.data.order import derive_seed
 MOMENTUM = 0.9
 INITIAL_STD = 0.01  # of the weights, as in the release; biases start at 0
 CHUNK = 1024  # rows that are scored at once
+CACHED = 2**20  # weights, 4 MiB, that are worked on together on a CPU
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class HeadGrid:
         self._rows = torch.tensor(rates, device=device).repeat_interleave(classes)[:, None]  # a rate each
         self.weights = [self._initial(kind, seed).to(device) for kind in kinds]
         self.velocities = [torch.zeros_like(weight) for weight in self.weights]
-        self._scores: Tensor | None = None
+        self._scores = self.weights[0].new_empty(0)
 
     def __len__(self) -> int:
         return len(self.kinds) * len(self.rates)
@@ -62,12 +63,12 @@ class HeadGrid:
         rows = torch.arange(len(labels), device=labels.device)
         for kind, weight, velocity in zip(self.kinds, self.weights, self.velocities, strict=True):
             inputs = _with_ones(features[:, kind.columns])
-            scores = torch.mm(inputs, weight.T, out=self._buffer(len(labels)))
-            gradient = scores.view(len(labels), len(self.rates), self.classes).softmax(dim=2)
-            gradient[rows, :, labels] -= 1
-            gradient /= len(labels)
-            velocity.addmm_(gradient.flatten(1).T, inputs, beta=MOMENTUM)
-            weight.addcmul_(velocity, self._rows, value=-decay)
+            for part in self._parts(weight):
+                scores = torch.mm(inputs, weight[part].T, out=self._room(len(labels), part))
+                gradient = scores.view(len(labels), -1, self.classes).softmax(dim=2)
+                gradient[rows, :, labels] -= 1
+                velocity[part].addmm_(gradient.flatten(1).T, inputs, beta=MOMENTUM, alpha=1 / len(labels))
+                weight[part].addcmul_(velocity[part], self._rows[part], value=-decay)
         self.step += 1
 
     @torch.no_grad()
@@ -89,11 +90,22 @@ class HeadGrid:
                 answers[number * len(self.rates) : (number + 1) * len(self.rates), part] = best.T
         return answers
 
-    def _buffer(self, rows: int) -> Float[Tensor, "rows all_classes"]:
-        """Room for the scores of all rates: fresh memory would take a sixth of the time of the product."""
-        if self._scores is None or len(self._scores) != rows:
-            self._scores = self.weights[0].new_empty(rows, len(self.weights[0]))
-        return self._scores
+    def _parts(self, weight: Tensor) -> list[slice]:
+        """The rows of a few rates at a time, which stay in a processor's cache from one use to the next.
+
+        Otherwise a step is limited by memory. Elsewhere than on the CPU, all rows at once.
+        """
+        a_rate = weight.shape[1] * self.classes
+        together = max(1, CACHED // a_rate) if weight.device.type == "cpu" else len(self.rates)
+        size = together * self.classes
+        return [slice(start, min(start + size, len(weight))) for start in range(0, len(weight), size)]
+
+    def _room(self, rows: int, part: slice) -> Float[Tensor, "rows all_classes"]:
+        """Room for scores: fresh memory would take a sixth of the time of the product."""
+        columns = part.stop - part.start
+        if self._scores.numel() < rows * columns:
+            self._scores = self.weights[0].new_empty(rows * columns)
+        return self._scores[: rows * columns].view(rows, columns)
 
     def describe(self, head: int) -> dict[str, float | int | bool]:
         """What distinguishes this head."""

@@ -9,6 +9,7 @@ page (curation.json) with machine, date, versions and scale; the page is made fr
 what the same process measures next to it, since other programs may share the machine.
 """
 
+import os
 import resource
 import subprocess
 import sys
