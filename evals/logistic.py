@@ -26,6 +26,9 @@ State = dict[str, NDArray[Any]]
 class Logistic:
     """One model, fitted from the solution that is there, if any.
 
+    Rows are centred first. That changes no solution, since the intercept is not penalised; but features that
+    differ little from their mean, as those of fresh weights do, would need many more iterations.
+
     Attributes:
         converged: whether the last fit met its tolerance within its iterations.
     """
@@ -34,6 +37,7 @@ class Logistic:
         from sklearn.linear_model import LogisticRegression
 
         self._model: Any = LogisticRegression(max_iter=iterations, tol=tolerance, warm_start=True)
+        self._mean: Float[Tensor, "dim"] | float = 0.0
         self.converged = False
 
     def fit(self, features: Float[Tensor, "n dim"], labels: Int[Tensor, "n"], c: float) -> "Logistic":
@@ -42,7 +46,8 @@ class Logistic:
         self._model.set_params(C=c)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            self._model.fit(features.numpy(), labels.numpy())
+            self._mean = features.mean(0)
+            self._model.fit((features - self._mean).numpy(), labels.numpy())
         self.converged = int(self._model.n_iter_.max()) < self._model.max_iter
         return self
 
@@ -50,7 +55,7 @@ class Logistic:
         self, features: Float[Tensor, "n dim"], allowed: Bool[Tensor, "classes"] | None = None
     ) -> Int[Tensor, "n"]:
         """The likeliest class of each row among those that were learnt and are allowed."""
-        scores = self._model.decision_function(features.numpy())
+        scores = self._model.decision_function((features - self._mean).numpy())
         if scores.ndim == 1:  # of two classes, scikit-learn gives the second one's
             scores = np.stack([-scores, scores], axis=1)
         names, found = torch.from_numpy(self._model.classes_), torch.from_numpy(scores)

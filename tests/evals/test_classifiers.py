@@ -44,6 +44,16 @@ def test_a_warm_start_leads_to_scikit_learns_solution(classes):
         assert (ours == reference).double().mean() > 0.98
 
 
+def test_features_that_hardly_differ_are_learnt_all_the_same():
+    """As a network with fresh weights gives them: a thousandth of their mean apart."""
+    (rows, labels), (queries, truth) = blobs(120, 3, spread=0.3), blobs(120, 3, spread=0.3, seed=0)
+    near = [3.0 + 1e-3 * part for part in (rows, queries)]
+    model = Logistic()
+    for c in (1e-2, 1e2, 1e5):
+        answers = model.fit(near[0], labels, c).predict(near[1])
+    assert (answers == truth).double().mean() > 0.98
+
+
 def test_answers_are_among_those_allowed():
     rows, labels = blobs(60, 4)
     allowed = torch.tensor([False, True, False, True])
