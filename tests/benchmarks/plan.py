@@ -12,14 +12,14 @@ from dataclasses import dataclass
 class Costs:
     """Of one core of the machine in docs/benchmarks/curation.md, but for what says that it is assumed."""
 
-    ingest: float = 1 / 400  # seconds a picture of 256 pixels (README, `ingest`)
+    ingest: float = 1 / 410  # seconds a picture of 256 pixels (`ingest`)
     product: float = 97e9  # floating-point operations a second (`graph`)
     code: float = 1 / 300e6  # seconds for each 4-bit PQ code of 64 that a query is compared with (`ivf`)
     ranked: float = 1e-6  # seconds for each stored row that a short list is ranked again by (`ivf`)
     look_up: float = 13e-6  # seconds a picture and hash, 700 look-ups (`curation.hashes`)
     candidate: float = 34e-9  # seconds each hash that a look-up finds (`curation.hashes`)
-    pair: float = 1e-4  # seconds to lay one picture over another (configs/curation/laptop.yaml)
-    edge: float = 37 / 200e6  # seconds an edge and picture for components (`components`)
+    pair: float = 5e-4  # seconds to lay one picture over another, second looks counted in (`dedup`)
+    edge: float = 38 / 200e6  # seconds an edge and picture for components (`components`)
     embed_gpu: float = 1 / 1500  # ASSUMED: seconds a picture of 288 pixels through a ResNet-50, one GPU
     picture: float = 100e3  # ASSUMED: bytes of an original
 
@@ -38,31 +38,52 @@ class Pool:
     wide: int = 1280  # dimensions of the retrieval embedding
 
 
-def rows(pool: Pool, costs: Costs) -> Iterator[tuple[str, float, float, str]]:
-    """Stage, core-hours, terabytes left on disk, how it is cut."""
+def rows(pool: Pool, costs: Costs) -> Iterator[tuple[str, float, float, str, str]]:
+    """Stage, core-seconds, bytes left on disk, how it is cut, what the figure rests on."""
     n = pool.pictures
     thumbs, raw = 64 * 64 * 3 * n, 2 * 508 * n
-    yield "ingest", n * costs.ingest, thumbs + raw + 300 * n, "shard=i/n"
-    yield "embed (GPU-hours)", n * costs.embed_gpu, 2 * pool.dimension * n, "shard=i/n"
+    yield "ingest", n * costs.ingest, thumbs + raw + 300 * n, "shard=i/n", "measured on 1,600"
+    yield "embed (GPU-hours)", n * costs.embed_gpu, 2 * pool.dimension * n, "shard=i/n", "assumed"
     scanned = pool.probes * n / pool.lists
     query = scanned * costs.code + pool.short * costs.ranked + 2 * pool.lists * pool.dimension / costs.product
-    yield "duplicates: neighbours", n * query, n * (pool.dimension // 8 + 8), "shard=i/n"
-    yield "duplicates: hashes", 2 * n * (costs.look_up + 700 * n / 2**21 * costs.candidate), 0, "shard=i/n"
-    yield "duplicates: verify", n * pool.verified * costs.pair, n * pool.verified * 25, "shard=i/n"
-    yield "duplicates: components", (pool.edges + n) / 2 * costs.edge, 12 * pool.edges, "one process"
+    yield (
+        "duplicates: neighbours",
+        n * query,
+        n * (pool.dimension // 8 + 8),
+        "shard=i/n",
+        "inferred from 1M x 256",
+    )
+    look_ups = "inferred from tables of millions"
+    a_hash = costs.look_up + 700 * n / 2**21 * costs.candidate
+    yield "duplicates: hashes", 2 * n * a_hash, 0, "shard=i/n", look_ups
+    # within 5 bits: three parts of 21 or 22 bits, each with at most one bit flipped
+    of_a_view = 66 / 700 * costs.look_up + 66 * n / 2 ** (64 / 3) * costs.candidate
+    yield "duplicates: 14 views' hashes", 2 * 14 * n * of_a_view, 0, "shard=i/n", look_ups
+    aligned = n * pool.verified
+    yield (
+        "duplicates: verify",
+        aligned * costs.pair,
+        aligned * 25,
+        "shard=i/n",
+        "measured a pair, pairs assumed",
+    )
+    joined = (pool.edges + n) / 2 * costs.edge
+    yield "duplicates: components", joined, 12 * pool.edges, "one process", "inferred from 200M edges"
     a_round = 2 * n * pool.clusters * pool.wide / costs.product
-    yield "k-means", pool.rounds * a_round, 2 * pool.wide * n, "ranks"
+    yield "k-means", pool.rounds * a_round, 2 * pool.wide * n, "ranks", "inferred from a product's rate"
 
 
 def table(pool: Pool, costs: Costs, nodes: int, cores: int) -> str:
     lines = [
-        f"| stage | core-hours | hours on {nodes} nodes of {cores} cores | disk, TB | cut by |",
-        "|---|---|---|---|---|",
+        f"| stage | core-hours | hours on {nodes} nodes of {cores} cores | disk, TB | cut by | figure |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, seconds, disk, how in rows(pool, costs):
+    for name, seconds, disk, how, basis in rows(pool, costs):
         together = 1 if how == "one process" else nodes if "GPU" in name else nodes * cores
         hours = seconds / 3600
-        lines.append(f"| {name} | {hours:,.1f} | {hours / together:,.2f} | {disk / 1e12:.2f} | {how} |")
+        lines.append(
+            f"| {name} | {hours:,.1f} | {hours / together:,.2f} | {disk / 1e12:.2f} | {how} | {basis} |"
+        )
     return "\n".join(lines)
 
 
