@@ -154,7 +154,10 @@ class DuplicatesConfig(NearConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LeaksConfig(NearConfig):
-    """As for duplicates, between the pool and the holdout."""
+    """As for duplicates, between the pool and the holdout; looser, as a leak costs more than a picture."""
+
+    cosine: float = 0.25
+    always: int = 16
 
 
 @dataclass(frozen=True, kw_only=True)
