@@ -12,7 +12,7 @@ from dinov2.pages.charts import MUTED, SERIES, chart
 from evals.compare import Column, short_name
 from evals.results import between, unit_of, valued
 
-CHART_WIDTH, BAR = 9.4, 0.42  # inches
+CHART_WIDTH, BAR = 7.2, 0.42  # inches
 
 
 def write_comparison(path: Path, columns: Sequence[Column], backbones: Sequence[str]) -> None:
@@ -27,8 +27,10 @@ def write_comparison(path: Path, columns: Sequence[Column], backbones: Sequence[
         caption="In bold: better than every other by more than the 95% intervals, bootstrapped over the test "
         "pictures. Each figure leads to its own page.",
     )
-    page.heading("Charts")
-    for column in columns:
+    several = [column for column in columns if len(column.entries) > 1]
+    if several:
+        page.heading("Charts")
+    for column in several:
         page.figure(_bars(column, backbones), f"{column.title}. Lines: 95% intervals.")
     rows = [
         [column.title, one.backbone, f"{one.value:.1f}%", ", ".join(one.differs) or "nothing", one.source]
