@@ -211,9 +211,7 @@ def _lines_of(path: Path) -> dict[str, Entry]:
         try:
             result = json.loads(line)
         except json.JSONDecodeError:
-            raise UserError(
-                f"{path}: line {number + 1} is no result; name a {LINES} of dinov2 eval"
-            ) from None
+            raise UserError(f"{path}: line {number + 1} is no result of dinov2 eval") from None
         _check(result, path)
         key = json.dumps(
             [result["backbone"], result["task"], result["data"], result["settings"]], sort_keys=True

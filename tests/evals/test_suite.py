@@ -131,7 +131,8 @@ def test_backbones_beside_each_other_and_beside_the_papers(place, capsys, monkey
     assert text.split("* best")[0] == capsys.readouterr().out.split("* best")[0]
     compare.main(["out/results.jsonl"])
     assert text.split("* best")[0] == capsys.readouterr().out.split("* best")[0]
-    for wrong in (["nowhere"], ["."], ["own.yaml"], ["page=x"], []):
+    (place / "cut.jsonl").write_text('{"task": "kn')
+    for wrong in (["nowhere"], ["."], ["own.yaml"], ["cut.jsonl"], ["page=x"], []):
         with pytest.raises((UserError, SystemExit)):
             compare.main(wrong)
 
