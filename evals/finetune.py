@@ -4,6 +4,7 @@ The recipe of masked autoencoders (arXiv 2111.06377, app. A.2, tab. 9) without i
 AdamW, rates that fall from block to block, a cosine after warmup, random resized crops, mixup and cutmix,
 label smoothing, drop path, and an average of the weights, which is what is scored. (DINOv2 used that of
 arXiv 2204.07118, whose differences are in augmentation.) Nothing is chosen on the test part.
+Of several ranks the first alone trains.
 """
 
 import io
