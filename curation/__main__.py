@@ -1,11 +1,11 @@
 """Choose from a pool the pictures to train on; write shards, a manifest and a reason for every decision.
 
-Stages, in this order: ingest, embed, calibrate, duplicates, holdout, clusters, retrieval, budget, write,
-report. Each leaves its files under output/stages/NAME and may be killed at any moment: the same command
-continues. stop_after=NAME ends early. from_stage=NAME decides again in a finished folder: settings of that
-stage and of later ones may be new, and what was searched for is not searched again. from_stage=ingest takes
-up pictures that came to the sources or went; what was there is not read again. remove=LIST output=DIR takes
-pictures out of a finished folder.
+Stages, in this order: ingest, filters, embed, calibrate, duplicates, holdout, clusters, retrieval,
+budget, write, report. Each leaves its files under output/stages/NAME and may be killed at any moment: the
+same command continues. stop_after=NAME ends early. from_stage=NAME decides again in a finished folder:
+settings of that stage and of later ones may be new, and what was searched for is not searched again.
+from_stage=ingest takes up pictures that came to the sources or went; what was there is not read again.
+remove=LIST output=DIR takes pictures out of a finished folder.
 
 On many machines: shard=i/n does a part of the first stage that is not finished, shard=merge then goes on.
 """
@@ -22,6 +22,7 @@ from curation import (
     clusters,
     duplicates,
     embed,
+    filters,
     holdout,
     ingest,
     report,
@@ -40,6 +41,7 @@ from dinov2.folders import claim
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "ingest": ingest.run,
+    "filters": filters.run,
     "embed": embed.run,
     "calibrate": calibrate.run,
     "duplicates": duplicates.run,
@@ -50,7 +52,7 @@ STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "write": write.run,
     "report": report.run,
 }
-SHARED = ("ingest", "embed", "duplicates", "holdout")  # stages with pieces to be shared out
+SHARED = ("ingest", "filters", "embed", "duplicates", "holdout")  # stages with pieces to be shared out
 
 
 def main(words: list[str]) -> None:
@@ -77,10 +79,7 @@ def curate(run: Run) -> None:
     if not run.share.partial:
         for leftover in {path.parent for path in run.folder.rglob(TEMPORARY + "*")}:
             remove_leftovers(leftover)  # of processes that were killed
-    if run.done("embed") is None:
-        embed.check(run.config)
-        if (line := calibrate.borrowed(run.config)) is not None:
-            _say(line)
+    _check(run)
     with _one_at_a_time(run):
         run.check_sources()
     again = _from(run.config.from_stage)
@@ -104,6 +103,16 @@ def curate(run: Run) -> None:
         run.forget_before()
     if names[-1] == "report":
         _say(f"report: {run.folder / 'report.html'}")
+
+
+def _check(run: Run) -> None:
+    """What would only fail after hours of reading fails now."""
+    if run.done("filters") is None:
+        filters.check(run.config)
+    if run.done("embed") is None:
+        embed.check(run.config)
+        if (line := calibrate.borrowed(run.config)) is not None:
+            _say(line)
 
 
 def _one_at_a_time(run: Run) -> AbstractContextManager[None]:

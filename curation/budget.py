@@ -19,7 +19,7 @@ from curation.retrieval import asked_for
 from curation.run import Run
 from dinov2.exits import UserError
 
-BEFORE = ["ingest", "duplicates", "holdout", "retrieval"]
+BEFORE = ["ingest", "filters", "duplicates", "holdout", "retrieval"]
 
 
 def run(run: Run) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def run(run: Run) -> dict[str, Any]:
     if not settings.pictures:
         return {"copies": 0}
     pool = Pictures(run, "pool")
-    live = np.flatnonzero(run.kept(pool.ids, ["ingest"]))
+    live = np.flatnonzero(run.kept(pool.ids, ["ingest", "filters"]))
     base = live[: settings.among]  # of the lowest ids, which are hashes: at random
     copies = plant(run, base[: settings.pictures], folder / "copies", "calibrate: copy")
     pairs = _pairs(run, pool, base, copies)

@@ -14,7 +14,7 @@ from curation.near import Rows
 from curation.run import Run
 from dinov2.data.manifest import CLUSTERS_SCHEMA, clusters_schema, read_format, write_format
 
-BEFORE = ["ingest", "duplicates", "holdout"]
+BEFORE = ["ingest", "filters", "duplicates", "holdout"]
 FILE = "clusters.parquet"
 
 

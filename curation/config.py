@@ -23,6 +23,7 @@ FLAGS = {"small", "blank", "aspect"}
 # The stages in their order, and what each is told: a setting, or a section.
 TOLD = {
     "ingest": ("pool", "seeds", "holdout", "as_is", "ingest"),
+    "filters": ("filters",),
     "embed": ("backbone", "seed", "embed"),
     "calibrate": ("calibrate",),
     "duplicates": ("duplicates", "search"),
@@ -33,6 +34,9 @@ TOLD = {
     "write": ("write",),
     "report": ("report",),
 }
+# Of which earlier stages' settings what a stage searches for depends, where not of all of READ.
+READ = ("ingest", "filters", "embed")
+READ_BY = {"filters": ("ingest",), "embed": ("ingest",)}
 # Settings of later stages that a stage reads too.
 ALSO = {
     "calibrate": (
@@ -51,6 +55,7 @@ DECIDING = {
     "threshold",
     "precision",
     "leaks",
+    "most",
     "method",
     "keep",
     "split",
@@ -77,6 +82,37 @@ class IngestConfig:
     licences: list[str] = listed()  # only pictures with one of these licences stay; []: any, or none
     consents: list[str] = listed()  # likewise of consent
     max_pixels: int = 178_956_970  # larger pictures are recorded as unreadable (decompression bombs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """An image classifier by path; nothing is downloaded."""
+
+    model: str = ""  # folder of a transformers or timm classifier, or a TorchScript file
+    sha256: str = ""  # of its model.safetensors, or of the file
+    label: str = ""  # class whose probability is the score: its name, or its number
+    most: float = 0.5  # pictures with a higher score are dropped
+    size: int | None = None  # side of the square that it sees; null: as its folder says, or 224
+    mean: list[float] = listed(0.5, 0.5, 0.5)  # of pixels from 0 to 1, where its folder does not say
+    std: list[float] = listed(0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FacesConfig:
+    blur: bool = False  # pictures with faces are written with them blurred; all others keep their bytes
+    detector: str | None = (
+        None  # a cascade file of OpenCV's; null: the frontal one of opencv-python-headless 4
+    )
+    sha256: str | None = None  # of that file
+    neighbours: int = 5  # detections of one face that make it count; fewer find more, and more that is none
+    smallest: float = 0.05  # side of a face, of the picture's short side
+    grow: float = 0.15  # margin around a face, of its side
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiltersConfig:
+    classifiers: dict[str, ClassifierConfig] = by_name()  # such as filters.classifiers.nsfw.model=…
+    faces: FacesConfig = section(FacesConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +282,7 @@ class CurateConfig:
     device: str = runtime("cpu")  # where a backbone runs
     cache: str | None = runtime(None)  # folder for tar indexes and what comes from URLs; null: the user's
     ingest: IngestConfig = section(IngestConfig)
+    filters: FiltersConfig = section(FiltersConfig)
     embed: EmbedConfig = section(EmbedConfig)
     calibrate: CalibrateConfig = section(CalibrateConfig)
     duplicates: DuplicatesConfig = section(DuplicatesConfig)

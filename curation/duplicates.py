@@ -32,7 +32,7 @@ def run(run: Run) -> dict[str, Any]:
         run.drop("duplicates", {"id": []})
         return {"pairs": 0, "components": 0, "dropped": 0, "exact": 0, "near": 0}
     pool = Pictures(run, "pool")
-    live = np.flatnonzero(run.kept(pool.ids, ["ingest"]))
+    live = np.flatnonzero(run.kept(pool.ids, ["ingest", "filters"]))
     exact, unlike = exact_pairs(pool, live)
     if settings.method == "semdedup":
         from curation.semdedup import semdedup  # it brings torch

@@ -11,6 +11,9 @@ from dinov2.console import run as run_command
 from dinov2.data.manifest import DECISIONS_SCHEMA, EDGES_SCHEMA, read_format
 from dinov2.exits import UserError
 
+TOLD = ("source", "label", "split", "licence", "consent")
+EDGES = {"duplicate": "alike", "holdout": "like a holdout picture", "retrieval": "asked for by the seed"}
+
 
 def main(words: list[str]) -> None:
     """`dinov2 explain RUN PICTURE`, PICTURE by id, uri, or the end of a uri."""
@@ -22,17 +25,39 @@ def main(words: list[str]) -> None:
 
 
 def explain(folder: Path, picture: str) -> Iterator[str]:
-    """Lines of the whole path of one picture: what was read, its neighbours, its component, the decision."""
+    """Lines of the whole path of one picture, from what was read of it to the shard it lies in."""
     decisions = read_format(folder / "decisions.parquet", DECISIONS_SCHEMA)
     row = find(decisions, picture)
-    name = row["id"]
+    name, names = row["id"], Names(folder, decisions)
     yield f"{name}  {row['uri']}"
     yield from _looks(folder, name)
-    uris = dict(zip(decisions["id"].to_pylist(), decisions["uri"].to_pylist(), strict=True))
+    yield from _filters(folder, name)
     for path in sorted((folder / "edges").glob("*.parquet")):
-        yield from _edges(path, name, uris)
-    yield from _component(folder, name)
-    yield _verdict(row, uris)
+        yield from _edges(path, name, names)
+    yield from _component(folder, name, names)
+    yield from _clusters(folder, name)
+    yield _verdict(row, names)
+    yield from _written(folder, name)
+
+
+class Names:
+    """Uris of pictures of the pool, the seeds and the holdout, by id."""
+
+    def __init__(self, folder: Path, decisions: pa.Table) -> None:
+        others = [
+            parquet.read_table(path, columns=["id", "uri"])
+            for role in ("seeds", "holdout")
+            if (path := folder / "stages" / "embed" / role / "ids.parquet").exists()
+        ]
+        self._tables = [decisions, *others]
+
+    def __call__(self, name: str) -> str:
+        """The id, and the uri where there is one."""
+        for table in self._tables:
+            row = pc.index(table["id"], name).as_py()
+            if row >= 0:
+                return f"{name} {table['uri'][row].as_py()}"
+        return name
 
 
 def find(decisions: pa.Table, picture: str) -> dict:
@@ -68,32 +93,64 @@ def _looks(folder: Path, name: str) -> Iterator[str]:
                 yield f"  perceptual hash {row['phash']:016x}, PCA hash {row['pca_hash']:016x}"
 
 
-def _edges(path: Path, name: str, uris: dict[str, str]) -> Iterator[str]:
+def _filters(folder: Path, name: str) -> Iterator[str]:
+    for part in sorted((folder / "stages" / "filters" / "pool").glob("*.parquet")):
+        for row in parquet.read_table(part, filters=[("id", "==", name)]).to_pylist():
+            faces = row.pop("faces", None)
+            scores = [f"{key} {value:.4f}" for key, value in row.items() if key not in ("id", "sha256")]
+            if faces:
+                scores.append(f"{len(faces)} faces blurred where it is written: {faces}")
+            if scores:
+                yield "  filters: " + ", ".join(scores)
+
+
+def _edges(path: Path, name: str, names: Names) -> Iterator[str]:
     edges = read_format(path, EDGES_SCHEMA)
     mine = edges.filter(pc.or_(pc.equal(edges["a"], name), pc.equal(edges["b"], name)))
     for row in mine.sort_by([("similarity", "descending")]).to_pylist():
         other = row["b"] if row["a"] == name else row["a"]
-        yield f"  {row['kind']} {row['similarity']:.3f} {other}  {uris.get(other, '')}".rstrip()
+        yield f"  {EDGES[row['kind']]} {row['similarity']:.3f} {names(other)}"
 
 
-def _component(folder: Path, name: str) -> Iterator[str]:
+def _component(folder: Path, name: str, names: Names) -> Iterator[str]:
     path = folder / "stages" / "duplicates" / "components.parquet"
+    if not path.exists():
+        return
+    for row in parquet.read_table(path, filters=[("id", "==", name)]).to_pylist():
+        members = parquet.read_table(path, filters=[("component", "==", row["component"])])
+        kept = [names(one) for one in members.filter(members["kept"])["id"].to_pylist()]
+        least = pc.min(members["similarity"]).as_py()
+        shape = f"a component of {row['size']}, diameter {row['diameter']}, least likeness {least:.3f}"
+        yield f"  one of {shape}; of it stays {', '.join(kept) or 'none'}"
+
+
+def _clusters(folder: Path, name: str) -> Iterator[str]:
+    path = folder / "clusters.parquet"
     if path.exists():
         for row in parquet.read_table(path, filters=[("id", "==", name)]).to_pylist():
-            yield f"  one of a component of {row['size']}"
+            levels = ", ".join(f"{key} {value}" for key, value in row.items() if key.startswith("level_"))
+            yield f"  clusters: {levels}; {row['distance']:.3f} from the centroid"
 
 
-def _verdict(row: dict, uris: dict[str, str]) -> str:
+def _verdict(row: dict, names: Names) -> str:
     if row["kept"]:
         return "kept"
     words = [f"dropped by {row['dropped_by']}"]
     if row["evidence"]:
-        words.append(f"lost to {row['evidence']} {uris.get(row['evidence'], '')}".rstrip())
+        words.append(f"lost to {names(row['evidence'])}")
     if row["similarity"] is not None:
         words.append(f"similarity {row['similarity']:.3f}")
     if row["error"]:
         words.append(row["error"])
     return ", ".join(words)
+
+
+def _written(folder: Path, name: str) -> Iterator[str]:
+    path = folder / "manifest.parquet"
+    if path.exists():
+        for row in parquet.read_table(path, filters=[("id", "==", name)]).to_pylist():
+            told = [f"{key} {row[key]}" for key in TOLD if row[key]]
+            yield f"  {row['shard']}, {row['size']:,} bytes from {row['offset']:,}; {', '.join(told)}"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def run(run: Run) -> dict[str, Any]:
         return {"holdout": 0, "pairs": 0, "leaked": 0, "dropped": 0}
     pool, held = Pictures(run, "pool"), Pictures(run, "holdout")
     settings = run.config.leaks
-    live = np.flatnonzero(run.kept(pool.ids, ["ingest"]))
+    live = np.flatnonzero(run.kept(pool.ids, ["ingest", "filters"]))
     exact = _exact_leaks(pool, held, live)
     near, similarity = near_pairs(run, "holdout", pool, live, held, settings)
     threshold = threshold_of(run, "holdout")
@@ -42,7 +42,7 @@ def run(run: Run) -> dict[str, Any]:
         similarity[counted],
     )
     lost, evidence, how = _components_lost(run, pool, pairs[counted], similarity[counted])
-    kept = run.kept(pool.ids, ["ingest", "duplicates"])[lost]
+    kept = run.kept(pool.ids, ["ingest", "filters", "duplicates"])[lost]
     lost, evidence, how = lost[kept], evidence[kept], how[kept]
     run.drop(
         "holdout",

@@ -22,7 +22,7 @@ from curation.run import Run
 from dinov2.config import one_of
 from dinov2.data.manifest import EDGES_SCHEMA, read_format
 
-BEFORE = ["ingest", "duplicates", "holdout"]
+BEFORE = ["ingest", "filters", "duplicates", "holdout"]
 SEARCHED = 8  # times k neighbours are searched, so that a seed that lost a collision can take a later one
 
 Found = tuple[Rows, Rows, NDArray[np.float32]]  # pairs of a seed and a picture, with their similarity

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from curation.config import ALSO, DECIDING, TOLD, CurateConfig, stage_of
+from curation.config import ALSO, DECIDING, READ, READ_BY, TOLD, CurateConfig, stage_of
 from curation.pieces import Workers
 from curation.shares import Share
 from curation.takedown import taken
@@ -98,7 +98,7 @@ class Run:
         searching = {
             key: value
             for key, value in settings.items()
-            if (stage_of(key) in ("ingest", "embed") and stage_of(key) != name)
+            if (stage_of(key) in READ_BY.get(name, READ) and stage_of(key) != name)
             or ((stage_of(key) == name or key in also) and key.rpartition(".")[2] not in DECIDING)
         }
         own = {key: value for key, value in settings.items() if stage_of(key) == name and key not in ROLES}

@@ -117,11 +117,12 @@ def read_words(path: Path) -> set[str]:
 def _found(folder: Path, words: set[str]) -> pa.Table:
     """The pictures of the pool, kept or not, that a word names: a table of SCHEMA."""
     manifest = read_manifest(folder / "manifest.parquet", list(WORDS))
-    tables = [manifest]
+    tables = []
     rest = read_format(folder / "decisions.parquet", DECISIONS_SCHEMA, ["id", "uri"])
     for part in sorted((folder / "stages" / "ingest" / "pool").glob("*.parquet")):
         known = parquet.read_table(part, columns=["id", "sha256", "pixel_sha256"])
         tables.append(known.join(rest, "id", join_type="inner"))
+    tables.append(manifest)  # whose hashes are others where faces were blurred
     listed = pa.array(sorted(words), pa.large_string())
     rows = {}
     for table in tables:

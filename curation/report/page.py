@@ -29,6 +29,7 @@ ROWS = 30  # lines in a table
 NAMES = {
     "takedown": "taken out by hand",
     "ingest": "unreadable, too small, blank or extreme",
+    "filters": "over a classifier's limit",
     "duplicates": "copies of a picture that stays",
     "holdout": "near a holdout picture",
     "retrieval": "asked for by no seed",

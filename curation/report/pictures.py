@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from curation.faces import Box, hidden
+from curation.filters import boxes_of
 from curation.ingest import Ingested
 from curation.looks import THUMB
 from curation.run import Run
@@ -18,15 +20,18 @@ SHOWN = TILES * TILES
 
 
 class Pictures:
-    """Where the ids of a run's pictures lead to."""
+    """Where the ids of a run's pictures lead to; faces that are written blurred are blurred here too."""
 
     def __init__(self, run: Run) -> None:
-        self._sets = {role: Set(run, role) for role in run.sets}
+        self._faces = boxes_of(run)
+        self._sets = {role: Set(run, role, self._faces) for role in run.sets}
 
     def image(self, name: str) -> Image.Image | None:
         """Small, but large enough to be judged; None if it can no longer be read."""
         found, row = self._find(name)
         try:
+            if name in self._faces:
+                return hidden(decode(found.source.read(row)), self._faces[name])
             return decode(found.source.read(row), at_least=256)
         except Unreadable:  # it went away after ingest; the report goes without it
             return None
@@ -60,9 +65,9 @@ class Pictures:
 class Set:
     """One set: its source, sorted by id, and what ingest left of it."""
 
-    def __init__(self, run: Run, role: str) -> None:
+    def __init__(self, run: Run, role: str, faces: dict[str, list[Box]]) -> None:
         self.source = run.sets[role]
-        self._run, self._role = run, role
+        self._run, self._role, self._faces = run, role, faces
 
     def row(self, name: str) -> int | None:
         ids = self.source.table["id"]
@@ -70,10 +75,15 @@ class Set:
         return row if row < len(ids) and ids[row].as_py() == name else None
 
     def square(self, row: int) -> Image.Image:
-        return Image.fromarray(self._thumbs.rows(self._place[row : row + 1])[0])
+        found = Image.fromarray(self._thumbs.rows(self._place[row : row + 1])[0])
+        boxes = self._faces.get(self.source.table["id"][row].as_py())
+        return hidden(found, boxes, of=self._size(row)) if boxes else found
+
+    def _size(self, row: int) -> tuple[int, int]:
+        return self._ingested.table["width"][row].as_py(), self._ingested.table["height"][row].as_py()
 
     def thumb(self, row: int) -> Image.Image:
-        width, height = (self._ingested.table[name][row].as_py() for name in ("width", "height"))
+        width, height = self._size(row)
         sides = (max(1, round(THUMB * side / max(width, height))) for side in (width, height))
         return self.square(row).resize(tuple(sides), Image.Resampling.BILINEAR)  # pyright: ignore[reportArgumentType]
 

@@ -100,5 +100,15 @@ def test_seeds_bring_their_like_and_the_budget_holds(tmp_path: Path) -> None:
     assert dropped["retrieval"] > 0 < dropped["budget"]
     (line,) = [line for line in explain(out, "copies/exact.png") if line.startswith("dropped")]
     assert line.startswith("dropped by duplicates, lost to")
+    told = "\n".join(explain(out, kept[0]))
+    for words in (
+        "perceptual hash",
+        "asked for by the seed",
+        "class_",
+        "clusters: level_0",
+        "\nkept",
+        "shards/0",
+    ):
+        assert words in told
     with pytest.raises(UserError, match="no picture"):
         list(explain(out, "nowhere.png"))
