@@ -43,6 +43,7 @@ ALSO = {
         *(f"duplicates.{name}" for name in ("hash_distance", "k", "cosine", "always", "verify", "tilted")),
         *(f"duplicates.{name}" for name in ("views", "view_distance", "turned", "turned_cosine")),
         *(f"{section}.{name}" for section in ("duplicates", "leaks") for name in ("threshold", "loosest")),
+        *(f"search.{name}" for name in ("engine", "recall", "floor", "index")),
         "leaks.verify",
         "leaks.cosine",
     )
