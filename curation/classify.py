@@ -105,7 +105,8 @@ def _timm(path: Path, settings: ClassifierConfig) -> tuple[Any, Prepare, dict[in
     import dinov2.vision_ops  # noqa: F401  # before timm
 
     import timm
-    from timm.data import create_transform, resolve_data_config
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
 
     config = read_json(path / "config.json")
     try:

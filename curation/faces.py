@@ -88,8 +88,10 @@ def _cascade(path: str | None) -> Any:
         raise UserError(
             f"filters.faces.blur: OpenCV {cv2.__version__} has no cascades; install the extra `faces`"
         )
+    from cv2.data import haarcascades
+
     cv2.setNumThreads(1)
-    where = path or str(Path(cv2.data.haarcascades) / BUILT_IN)
+    where = path or str(Path(haarcascades) / BUILT_IN)
     if not Path(where).is_file():
         raise UserError(
             f"filters.faces: this OpenCV carries no {BUILT_IN}; name one by filters.faces.detector="

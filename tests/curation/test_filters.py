@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import dinov2.vision_ops  # noqa: F401  # before timm and transformers
 
@@ -151,12 +152,13 @@ def test_timm_folders_and_torchscript_score_alike(pool: Path, tmp_path: Path) ->
     from timm.models import save_for_hf
 
     torch.manual_seed(0)
-    model = timm.create_model("test_vit", num_classes=3).eval()
+    model: Any = timm.create_model("test_vit", num_classes=3).eval()
     save_for_hf(
-        model, tmp_path / "timm", model_config={"label_names": ["a", "b", "c"]}, safe_serialization=True
+        model, str(tmp_path / "timm"), model_config={"label_names": ["a", "b", "c"]}, safe_serialization=True
     )
     side = model.pretrained_cfg["input_size"][-1]
-    torch.jit.trace(model, torch.zeros(1, 3, side, side)).save(str(tmp_path / "script.pt"))
+    traced: Any = torch.jit.trace(model, torch.zeros(1, 3, side, side))
+    traced.save(str(tmp_path / "script.pt"))
     pictures = [Image.open(path).convert("RGB").resize((side, side)) for path in sorted(pool.glob("*.jpg"))]
     mean, std = (list(model.pretrained_cfg[name]) for name in ("mean", "std"))
     folder = Classifier("x", ClassifierConfig(model=str(tmp_path / "timm"), label="b"), "cpu")(pictures)
