@@ -83,7 +83,7 @@ class VisionTransformer(Backbone):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Truncated normals of 0.02; normals of 1e-6 for registers and CLS; biases and the mask token 0."""
+        """As `dinov2.models.initial`; normals of 1e-6 for registers and CLS; the mask token 0."""
         if not self.cls_token.is_meta:
             for module in self.modules():
                 init_own(module, generator)
