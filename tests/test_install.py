@@ -21,7 +21,8 @@ PACKAGES = [name for name in ("dinov2", "curation", "evals", "slurm") if (ROOT /
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    lines = [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["gpu"]]
+    extras = ("cpu", "gpu", "classifiers", "faces")
+    lines = [*PROJECT["dependencies"], *(line for name in extras for line in EXTRAS[name])]
     declared = {canonicalize_name(Requirement(line).name) for line in lines}
     providers = packages_distributions()
     for path in _python_files():
