@@ -158,7 +158,10 @@ def _by_products(
     if columns is None:
         return q.sum(dim=0).log_().add_(highest)
     lowest = columns.amin()
-    return (q @ (lowest - columns).exp_()).reciprocal_().matmul(q).log_().add_(lowest)
+    with torch.autocast(
+        scores.device.type, enabled=False
+    ):  # which would make these products in half precision
+        return (q @ (lowest - columns).exp_()).reciprocal_().matmul(q).log_().add_(lowest)
 
 
 def _range_of(scores: Tensor) -> float:

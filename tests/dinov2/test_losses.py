@@ -258,3 +258,13 @@ def test_losses_do_not_depend_on_the_number_of_ranks(ranks: int):
     pairs = cls.double().requires_grad_()
     torch.stack([plain_koleo(pair) for pair in pairs.chunk(ranks // 2)]).sum().backward()
     torch.testing.assert_close(together["pairs"].double(), pairs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_sinkhorn_is_in_float32_inside_of_autocast():
+    """On a rank without masked patches nothing is multiplied: all ranks must bring the same type."""
+    scores = torch.nn.functional.normalize(torch.randn(24, 40, generator=torch.Generator().manual_seed(0)))
+    (alone,) = sinkhorn([scores.bfloat16()], 0.07)
+    with torch.autocast("cpu", torch.bfloat16):
+        (inside,) = sinkhorn([scores.bfloat16()], 0.07)
+    assert inside.columns.dtype == torch.float32
+    torch.testing.assert_close(inside.columns, alone.columns, rtol=0, atol=0)
