@@ -18,6 +18,7 @@ KEEP = {"largest", "first", "most_central"}
 READINGS = {"any", "kept"}
 TURNED = {"mirrored", "all", "none"}  # by the built-in descriptor; others do not know turned pictures
 ENGINES = {"auto", "exact", "ivf"}
+FITS = {"crop", "squeeze"}
 FLAGS = {"small", "blank", "aspect"}
 
 # The stages in their order, and what each is told: a setting, or a section.
@@ -122,6 +123,7 @@ class EmbedConfig:
     sample: int = 20_000  # pool pictures that its whitening is fitted on
     copied: int = 400  # of these, so many are copied to see what copying changes
     size: int | None = None  # side of the square picture that a backbone sees, pixels; null: what it learnt
+    fit: str = "crop"  # a backbone sees the "crop" of the centre, or the whole picture by a "squeeze"
     token: str = "cls"  # what is taken from a backbone: "cls", "mean", "cls+mean", "cls4"
     batch: int = runtime(64)  # pictures at a time through a backbone
 
@@ -272,7 +274,7 @@ class CurateConfig:
     holdout: str | None = None  # source of pictures that must not leak into the result
     as_is: str | None = None  # source of more pictures of the pool, that stay whatever seeds and budget say
     output: str = runtime(required())  # folder for decisions, manifest, shards and report
-    backbone: str = BUILT_IN  # what embeds: "descriptor", or a backbone folder, timm:NAME, a weights file
+    backbone: str = BUILT_IN  # what embeds: "descriptor", or a backbone folder, timm:NAME, a file
     seed: int = 0  # of the sampling
     stop_after: str | None = runtime(None)  # name of the last stage to run
     from_stage: str | None = runtime(None)  # this stage and later ones run again, where settings may be new
@@ -297,6 +299,7 @@ class CurateConfig:
 
     def check(self) -> None:
         """Raises UserError for a value that no stage could work with."""
+        one_of(self.embed.fit, FITS, "embed.fit")
         one_of(self.search.engine, ENGINES, "search.engine")
         one_of(self.duplicates.turned, TURNED, "duplicates.turned")
         one_of(self.leaks.turned, TURNED, "leaks.turned")

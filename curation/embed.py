@@ -127,7 +127,14 @@ def embedder_of(config: CurateConfig) -> "BackboneEmbedder":
     device = pick_device(config.device)
     backbone = load_backbone(config.backbone, device=device)
     size = config.embed.size or int(backbone.image_size)
-    return BackboneEmbedder(backbone, size=size, token=config.embed.token, normalised=True, device=device)
+    return BackboneEmbedder(
+        backbone,
+        size=size,
+        token=config.embed.token,
+        squeeze=config.embed.fit == "squeeze",
+        normalised=True,
+        device=device,
+    )
 
 
 def _embed_backbone(run: Run) -> None:

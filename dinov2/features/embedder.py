@@ -70,6 +70,16 @@ class CentreCrop:
 
 
 @dataclass(frozen=True)
+class Squeeze:
+    """The whole picture as a square, whatever its aspect: what lies at the edge is seen too (SSCD's skew)."""
+
+    size: int = 224
+
+    def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
+        return as_tensor(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
+
+
+@dataclass(frozen=True)
 class DeepCentreCrop(CentreCrop):
     """The same for pictures of other depths and channels than RGB of 8 bits; gives floats from 0 to 1."""
 
@@ -92,6 +102,9 @@ class DeepCentreCrop(CentreCrop):
         return large[:, top : top + self.size, left : left + self.size].contiguous()
 
 
+KINDS = {CentreCrop: "centre crop", DeepCentreCrop: "centre crop", Squeeze: "squeeze"}
+
+
 class BackboneEmbedder:
     """A backbone's tokens as vectors.
 
@@ -106,6 +119,7 @@ class BackboneEmbedder:
         size: int = 224,
         resize: int | None = None,
         token: str = "cls",
+        squeeze: bool = False,
         normalised: bool = False,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -117,6 +131,7 @@ class BackboneEmbedder:
         token: parts joined by +: "cls"; "cls4", the CLS tokens of the last four blocks; "mean" or "gem" of
             the last block's patch tokens, gem being the generalised mean with power 4 of what is positive,
             as in DINO's copy detection (arXiv 2104.14294, sec. 4.2). All after the final norm.
+        squeeze: show whole pictures, squeezed to the square, in place of their centres.
         normalised: give vectors of length 1.
         dtype: float32, or what autocast is to use.
 
@@ -127,10 +142,11 @@ class BackboneEmbedder:
         if resize < size:
             raise UserError(f"resize={resize} is less than size={size}: the crop would not fit")
         channels, value_range = len(backbone.normalisation[0]), backbone.value_range
-        deep = channels != 3 or value_range
-        self.prepare = (
-            DeepCentreCrop(size, resize, channels, value_range) if deep else CentreCrop(size, resize)
-        )
+        self.prepare = Squeeze(size) if squeeze else CentreCrop(size, resize)
+        if channels != 3 or value_range:
+            if squeeze:
+                raise UserError("pictures of other depths and channels than RGB of 8 bits are not squeezed")
+            self.prepare = DeepCentreCrop(size, resize, channels, value_range)
         self.token, self.normalised = token, normalised
         self.device, self.dtype = torch.device(device), dtype
         self._backbone = backbone
@@ -148,7 +164,7 @@ class BackboneEmbedder:
         return {
             "weights": self._weights,
             "architecture": self._backbone.architecture(),  # equal weights differ by heads, position, …
-            "transform": {"kind": "centre crop", **asdict(self.prepare)},
+            "transform": {"kind": KINDS[type(self.prepare)], **asdict(self.prepare)},
             "input": [list(values) for values in self._backbone.normalisation],
             "token": self.token,
             "parts": [list(part) for part in self.parts],
@@ -168,6 +184,8 @@ class BackboneEmbedder:
             patches, cls = self._layers(images)
         found = []
         for name in self.token.split("+"):
+            if name in POOLS and not patches.shape[1]:
+                raise UserError(f"token={self.token}: this backbone has no patch tokens; take token=cls")
             if name in POOLS:
                 found.append((name, POOLS[name](patches.float())))
             else:

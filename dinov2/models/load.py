@@ -1,4 +1,4 @@
-"""Backbones from a word: a folder that we wrote, a timm model, or a file of weights with its architecture."""
+"""Backbones from a word: a folder that we wrote, a timm model, a file of weights or of TorchScript."""
 
 import pickle
 from collections.abc import Mapping
@@ -14,9 +14,10 @@ from torch import nn
 
 from dinov2.exits import UserError
 from dinov2.files import read_json
-from dinov2.models.backbone import Backbone
+from dinov2.models.backbone import IMAGENET, Backbone
 from dinov2.models.config import AnyConfig, DescriptorConfig, TimmConfig, ViTConfig, vit_config
 from dinov2.models.published import Weights, position_convention, to_published, unwrapped
+from dinov2.models.script import ScriptBackbone, is_script
 from dinov2.models.vit import VisionTransformer
 
 FORMAT_VERSION = 1  # of a backbone folder
@@ -34,7 +35,9 @@ def load_backbone(
             or a file of weights (.safetensors, .pth) in the published DINOv2, timm's or transformers' keys,
             with the architecture: `weights.pth?architecture=vit_small/14`. Fields of `ViTConfig` may follow,
             such as `&position=exact`. Registers, image size and position convention are those of the weights
-            where they are not given.
+            where they are not given. Or a TorchScript file that makes a vector of a picture, as SSCD is
+            published, with `?image_size=320&mean=0.5,0.5,0.5&std=0.5,0.5,0.5` where it differs from 224
+            pixels and ImageNet's statistics.
         architecture: the same as the words from `architecture=` on, for where it is not in the spec.
 
     Raises:
@@ -52,7 +55,7 @@ def load_backbone(
         backbone = _from_file(Path(location), options)
     else:
         raise UserError(
-            f"no backbone at {location!r}: give a backbone folder, timm:NAME, "
+            f"no backbone at {location!r}: give a backbone folder, timm:NAME, a TorchScript file, "
             "or a weights file with ?architecture="
         )
     return backbone.eval().requires_grad_(False).to(device)
@@ -134,6 +137,8 @@ def make_backbone(config: AnyConfig, seed: int = 0) -> Backbone:
 
 
 def _from_file(path: Path, options: dict[str, str]) -> Backbone:
+    if is_script(path):
+        return _from_script(path, options)
     if "architecture" not in options:
         raise UserError(f"{path}: name the architecture, for example {path}?architecture=vit_small/14")
     source = unwrapped(_read(path))
@@ -148,6 +153,25 @@ def _from_file(path: Path, options: dict[str, str]) -> Backbone:
         backbone = VisionTransformer(vit_config(size, **settings))
     fill(backbone, weights, str(path))
     return backbone
+
+
+def _from_script(path: Path, options: dict[str, str]) -> Backbone:
+    kinds = {"image_size": int, "mean": _floats, "std": _floats}
+    if unknown := [key for key in options if key not in kinds]:
+        raise UserError(
+            f"{path} is TorchScript: it takes ?image_size=, mean= and std=, not {', '.join(unknown)}"
+        )
+    given = {key: _parsed(str(path), key, value, kinds[key]) for key, value in options.items()}
+    normalisation = given.get("mean", IMAGENET[0]), given.get("std", IMAGENET[1])
+    return ScriptBackbone(path, given.get("image_size", 224), normalisation)
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    """Three numbers, for the channels of RGB."""
+    values = tuple(float(word) for word in text.split(","))
+    if len(values) != 3:
+        raise ValueError(text)
+    return values
 
 
 def _implied(source: Weights, weights: Weights, patch: int) -> dict[str, Any]:
@@ -166,7 +190,8 @@ def _parsed(where: str, key: str, value: str, kind: Any) -> Any:
     try:
         return WORDS[value.lower()] if kind is bool else kind(value)
     except (KeyError, ValueError):
-        raise UserError(f"{where}: {key}={value} is not of type {kind.__name__}") from None
+        wanted = "three numbers" if kind is _floats else f"of type {kind.__name__}"
+        raise UserError(f"{where}: {key}={value} is not {wanted}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -45,6 +45,16 @@ def test_the_transform_is_torchvisions(size):
     assert torch.equal(CentreCrop(64, 73)(image), reference(image))
 
 
+def test_squeezed_pictures_are_seen_to_their_edges(backbone):
+    image = picture(1, 2, (300, 100))
+    image.paste("red", (0, 0, 6, 100))
+    embedder = BackboneEmbedder(backbone, size=64, squeeze=True)
+    reference = v2.Compose([v2.Resize((64, 64), v2.InterpolationMode.BICUBIC, antialias=True), v2.ToImage()])
+    assert torch.equal(embedder.prepare(image), reference(image))
+    assert embedder.prepare(image)[0, :, 0].float().mean() > 200
+    assert embedder.meta["transform"] == {"kind": "squeeze", "size": 64}
+
+
 @pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000), (1, 1)])
 def test_strips_do_not_need_their_length_in_rows(size):
     assert CentreCrop(64, 73)(Image.new("RGB", size, "red")).shape == (3, 64, 64)

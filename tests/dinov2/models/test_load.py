@@ -9,9 +9,10 @@ import torch
 
 from dinov2.exits import NoProgress, UserError
 from dinov2.export import save_backbone
+from dinov2.features import BackboneEmbedder
 from dinov2.models import load_backbone
 from dinov2.models.backbone import Backbone
-from tests.dinov2.models.weights import small_vit
+from tests.dinov2.models.weights import CopyDetector, small_vit, trace
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
@@ -135,6 +136,42 @@ def test_what_cannot_be_loaded_says_what_to_do(tmp_path: Path) -> None:
         f"{tmp_path / 'cut.safetensors'}?architecture=vit_tiny/8": "cannot be read",
         f"{tmp_path / 'evil.pth'}?architecture=vit_tiny/8": "holds more than tensors",
         f"{tmp_path / 'text.txt'}?architecture=vit_tiny/8": "no weights file",
+    }
+    for spec, words in cases.items():
+        with pytest.raises(UserError, match=words):
+            load_backbone(spec)
+
+
+def test_a_torchscript_file_gives_its_vectors(tmp_path: Path) -> None:
+    copies = CopyDetector().eval()
+    path = trace(copies, tmp_path / "copies.torchscript.pt", 96)
+    backbone = load_backbone(f"{path}?image_size=96&mean=0.5,0.5,0.4&std=1,1,1")
+    assert (backbone.embed_dim, backbone.image_size, backbone.normalisation[0]) == (24, 96, (0.5, 0.5, 0.4))
+    images = torch.randn(3, 3, 80, 112)  # another size and number than were traced
+    with torch.no_grad():
+        assert torch.allclose(backbone(images), copies(images), atol=1e-6)
+    frozen = tmp_path / "frozen.pt"
+    torch.jit.freeze(torch.jit.load(path)).save(str(frozen))
+    with torch.no_grad():
+        assert torch.allclose(load_backbone(frozen)(images), copies(images), atol=1e-5)
+    copies.project.bias.data += 1
+    other = trace(copies, tmp_path / "other.pt", 96)
+    assert len({load_backbone(one).weights_hash() for one in (path, frozen, other)}) == 3
+    batch = torch.zeros(2, 3, 96, 96, dtype=torch.uint8)
+    assert BackboneEmbedder(backbone, size=96)(batch).shape == (2, 24)
+    with pytest.raises(UserError, match="no patch tokens"):
+        BackboneEmbedder(backbone, size=96, token="cls+mean")
+    with pytest.raises(UserError, match="no patch tokens"):
+        backbone.get_intermediate_layers(images)
+    fixed = trace(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 4)), tmp_path / "fixed", 8)
+    assert load_backbone(f"{fixed}?image_size=8").embed_dim == 4
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(Path(path).read_bytes()[:5000])
+    cases = {
+        fixed: r"takes no pictures of 224 x 224; name the side: \?image_size=",
+        f"{path}?architecture=vit_small/14": "not architecture",
+        f"{path}?mean=0.5": "mean=0.5 is not three numbers",
+        f"{cut}?architecture=vit_small/14": "cannot be read",
     }
     for spec, words in cases.items():
         with pytest.raises(UserError, match=words):

@@ -1,8 +1,12 @@
 """Random weights that make every part of a model matter."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
+from dinov2.models import load_backbone
 from dinov2.models.config import vit_config
 from dinov2.models.vit import VisionTransformer
 
@@ -31,3 +35,23 @@ def small_vit(**over: object) -> VisionTransformer:
     vit = VisionTransformer(vit_config("vit_tiny", **settings))
     randomise(vit)
     return vit.eval()
+
+
+class CopyDetector(nn.Module):
+    """As SSCD is made: a network, generalised mean, a projection, length 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network: Any = load_backbone("timm:resnet10t?seed=1").get_submodule("model")
+        self.project = nn.Linear(512, 24)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.network.forward_features(images)
+        pooled = maps.clamp(min=1e-6).pow(3).mean(dim=(2, 3)).pow(1 / 3)
+        return nn.functional.normalize(self.project(pooled), dim=1)
+
+
+def trace(model: nn.Module, path: Path, side: int) -> str:
+    script: Any = torch.jit.trace(model, torch.zeros(1, 3, side, side))
+    script.save(str(path))
+    return str(path)
