@@ -21,7 +21,7 @@ PACKAGES = [name for name in ("dinov2", "curation", "evals", "slurm") if (ROOT /
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    extras = ("cpu", "gpu", "classifiers", "faces")
+    extras = ("cpu", "gpu", "classifiers", "faces", "fast")
     lines = [*PROJECT["dependencies"], *(line for name in extras for line in EXTRAS[name])]
     declared = {canonicalize_name(Requirement(line).name) for line in lines}
     providers = packages_distributions()

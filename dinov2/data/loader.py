@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -45,6 +45,7 @@ class Batch:
     rows: Int64[Tensor, "batch"]  # of the source
     replaced: list[tuple[str, str]]  # id of a picture that could not be read, and why
     gram_crops: Crops | None = None  # the global crops larger and undistorted, where they are asked for
+    changes: Float[Tensor, "crops 9"] | None = None  # what is left to the device, of global, then local crops
 
     def pin_memory(self) -> "Batch":
         """The same in page-locked memory, from which copies to a CUDA device overlap with computation."""
@@ -55,6 +56,7 @@ class Batch:
             rows=self.rows,
             replaced=self.replaced,
             gram_crops=None if self.gram_crops is None else self.gram_crops.pin_memory(),
+            changes=self.changes,
         )
 
 
@@ -213,7 +215,7 @@ class _Steps(Dataset[Batch | UserError]):
                 samples = [self._sample(position, replaced) for position in positions]
             except UserError as error:
                 return error
-        rows, global_crops, local_crops, gram_crops = zip(*samples, strict=True)
+        rows, global_crops, local_crops, gram_crops, changes = zip(*samples, strict=True)
         return Batch(
             global_crops=torch.stack(global_crops, dim=1).flatten(0, 1),
             local_crops=torch.stack(local_crops, dim=1).flatten(0, 1),
@@ -221,18 +223,19 @@ class _Steps(Dataset[Batch | UserError]):
             rows=torch.tensor(rows),
             replaced=replaced,
             gram_crops=torch.stack(gram_crops, dim=1).flatten(0, 1) if self.crop.config.gram_size else None,
+            changes=None if changes[0] is None else torch.stack(changes, dim=1).flatten(0, 1),
         )
 
     def _sample(
         self, position: int, replaced: list[tuple[str, str]]
-    ) -> tuple[int, Tensor, Tensor, Tensor | None]:
+    ) -> tuple[int, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Row and crops at a position; pictures that cannot be read are added to `replaced`."""
         row, picture = self._picture(position, replaced)
         seed = derive_seed("augment", self.seed, position)
         partner = self.crop.partner(self.seed, position, self.global_batch)
         other = None if partner is None else self._picture(partner, [])[1]
         gram = self.crop.undistorted(picture, seed) if self.crop.config.gram_size else None
-        return row, *self.crop(picture, seed, other), gram
+        return row, *self.crop(picture, seed, other), gram, self.crop.changes(picture, seed)
 
     def _picture(self, position: int, replaced: list[tuple[str, str]]) -> tuple[int, Image.Image | Pixels]:
         """The row of the first readable picture for a position, and that picture."""

@@ -202,6 +202,8 @@ class TrainConfig:
             )
         if self.augment.gram_size and "gram" not in self.weights():
             raise UserError("augment.gram_size= is for losses.gram, which has weight 0")
+        if self.augment.mode == "fast" and (self.contrasts or self.augment.deep):
+            raise UserError("augment.mode=fast is for crops of RGB of 8 bits; take augment.mode=exact")
         if self.augment.mixed and self.contrasts:
             raise UserError("augment.mixed= is for crops; method=contrastive has edited views of one size")
         for side in (side for sizes in self.augment.mixed for side in sizes):

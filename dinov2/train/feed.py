@@ -11,9 +11,11 @@ from torch import Tensor
 
 from dinov2.data.augment import MultiCrop, normalise
 from dinov2.data.edits import EditedViews
+from dinov2.data.fast import FastCrop
 from dinov2.data.loader import Batch, batches
 from dinov2.data.masks import draw_masks
 from dinov2.data.mixture import Mixture, shares_by_name
+from dinov2.data.on_device import changed
 from dinov2.data.order import Order, SampleOrder, derive_seed
 from dinov2.data.sources import Source, open_source
 from dinov2.exits import UserError
@@ -87,9 +89,13 @@ def training_order(config: TrainConfig, source: Source) -> SampleOrder:
     )
 
 
-def crops_of(config: TrainConfig) -> MultiCrop:
-    """The augmentation that the method asks for."""
-    return EditedViews(config.augment, config.edits) if config.contrasts else MultiCrop(config.augment)
+def crops_of(config: TrainConfig, device: torch.device) -> MultiCrop:
+    """The augmentation that the method asks for; the fast one leaves colours and blur to a GPU."""
+    if config.contrasts:
+        return EditedViews(config.augment, config.edits)
+    if config.augment.mode == "fast":
+        return FastCrop(config.augment, later=device.type == "cuda")
+    return MultiCrop(config.augment)
 
 
 def feed(
@@ -108,7 +114,7 @@ def feed(
     stream = batches(
         source,
         training_order(config, source),
-        crops_of(config),
+        crops_of(config, device),
         seed=_augment_seed(config),
         global_batch=config.batch,
         rank=rank(),
@@ -134,8 +140,8 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
 def _views(config: TrainConfig, batch: Batch, step: int, device: torch.device) -> Views:
     mean, std = config.augment.mean, config.augment.std
     shown = [
-        normalise(crops.to(device, non_blocking=True), mean, std, torch.float32)
-        for crops in (batch.global_crops, batch.local_crops, batch.gram_crops)
+        normalise(crops, mean, std, torch.float32)
+        for crops in _finished(config, batch, device)
         if crops is not None
     ]
     return Views(
@@ -148,13 +154,27 @@ def _views(config: TrainConfig, batch: Batch, step: int, device: torch.device) -
     )
 
 
+def _finished(config: TrainConfig, batch: Batch, device: torch.device) -> list[Tensor | None]:
+    """Global, local and undistorted crops on the device, with the changes that were left to it."""
+    crops = [batch.global_crops, batch.local_crops, batch.gram_crops]
+    moved = [None if own is None else own.to(device, non_blocking=True) for own in crops]
+    if batch.changes is None:
+        return moved
+    rows = batch.changes.split([len(batch.global_crops), len(batch.local_crops)])
+    kernel = config.augment.blur_kernel
+    for place, (own, changes) in enumerate(zip(moved, rows, strict=False)):
+        if own is not None and len(own):
+            moved[place] = changed(own, changes, kernel)
+    return moved
+
+
 def _augment_seed(config: TrainConfig) -> int:
     return derive_seed(config.seed, "augment")
 
 
 def _origins(config: TrainConfig, batch: Batch) -> Int[Tensor, "2*batch 2"]:
     """The places in the global batch of the pictures that each view shows: two for a mixed one."""
-    crop, seed = crops_of(config), _augment_seed(config)
+    crop, seed = EditedViews(config.augment, config.edits), _augment_seed(config)
     own = batch.positions
     partners = [crop.partner(seed, position, config.batch) for position in own.tolist()]
     others = [mine if other is None else other for mine, other in zip(own.tolist(), partners, strict=True)]

@@ -22,11 +22,11 @@ from dinov2.data.augment import (
     CropKind,
     CropPlan,
     MultiCrop,
-    blur,
     cut,
     draw_plan,
     normalise,
 )
+from dinov2.data.blur import blur
 from dinov2.exits import UserError
 from tests.pictures import picture
 

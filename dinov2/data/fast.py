@@ -1,0 +1,189 @@
+"""The augmentation in a quarter of the time: the same plans, carried out with fewer roundings.
+
+Crops are cut and resized as in `dinov2.data.augment`. JPEGs are read by simplejpeg (the same pixels as
+Pillow's, without its detours). Brightness, contrast, saturation and grey are linear, so that what is drawn of
+them becomes one 3 x 4 matrix, where the exact way rounds and cuts off after each; hue, which is not linear,
+stands between two of these. Blur and colours are OpenCV's, on uint8.
+
+Crops for a GPU are only cut and resized here; `dinov2.data.on_device` does the rest there.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from dinov2.data.augment import (
+    SOLARISE_FROM,
+    AugmentConfig,
+    CropKind,
+    CropPlan,
+    Crops,
+    MultiCrop,
+    Pixels,
+    as_pixels,
+    draw_plan,
+    resized,
+)
+from dinov2.data.decode import MAX_PIXELS, decode, jpeg_header
+from dinov2.exits import UserError
+
+GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue: ITU-R BT.601, as Pillow has it
+SOLARISED = np.where(np.arange(256) < SOLARISE_FROM, np.arange(256), 255 - np.arange(256)).astype(np.uint8)
+HUE = 3  # in CropPlan.colours
+Array = UInt8[np.ndarray, "height width 3"]
+
+
+class Light(NamedTuple):
+    """A change of light: own * pixel + grey * (its grey) + mean * (the mean grey of the crop)."""
+
+    own: float = 1.0
+    grey: float = 0.0
+    mean: float = 0.0
+
+    def then(self, index: int, amount: float) -> "Light":
+        """Followed by a brightness (0), contrast (1) or saturation (2) of this amount.
+
+        The weights of a grey sum to one, so that the grey of what this makes is (own + grey) * grey + mean.
+        """
+        own, grey, mean = (amount * part for part in self)
+        rest = 1 - amount
+        if index == 1:
+            mean += rest * sum(self)
+        elif index == 2:
+            grey, mean = grey + rest * (self.own + self.grey), self.mean
+        return Light(own, grey, mean)
+
+
+class Change(NamedTuple):
+    """What is done to a crop's colours: a change of light, a turn of the hue, another change of light."""
+
+    before: Light
+    hue: float  # in turns
+    after: Light
+
+
+def change_of(plan: CropPlan) -> Change:
+    """The drawn colours as one change."""
+    lights, hue = [Light()], 0.0
+    for index, amount in [*plan.colours, *([(2, 0.0)] if plan.grey else [])]:
+        if index == HUE:
+            hue = amount
+            lights.append(Light())
+        else:
+            lights[-1] = lights[-1].then(index, amount)
+    return Change(lights[0], hue, lights[1] if len(lights) > 1 else Light())
+
+
+def as_row(plan: CropPlan) -> list[float]:
+    """What is left to the device: light, hue, light, sigma (0: none), whether to solarise (0 or 1)."""
+    change = change_of(plan)
+    return [*change.before, change.hue, *change.after, plan.sigma or 0.0, float(plan.solarise)]
+
+
+class FastCrop(MultiCrop):
+    """As `MultiCrop`, of RGB pictures of 8 bits: the same boxes, flips and amounts for the same seed.
+
+    Args:
+        later: only cut; colours, blur and solarisation are what `changes` says, for the device.
+    """
+
+    def __init__(self, config: AugmentConfig, *, later: bool = False) -> None:
+        super().__init__(config)
+        self.later = later
+        if config.deep:
+            raise UserError("augment.mode=fast is for RGB of 8 bits; take augment.mode=exact")
+        _libraries()  # says what is missing before a worker does
+
+    def at(self, seed: int, step: int) -> MultiCrop:
+        return FastCrop(super().at(seed, step).config, later=self.later)
+
+    def open(self, data: bytes) -> Pixels:
+        return fast_pixels(data, self.short_side)
+
+    def changes(self, picture: Image.Image | Pixels, seed: int) -> Float[Tensor, "crops 9"] | None:
+        if not self.later:
+            return None
+        width, height = picture.size if isinstance(picture, Image.Image) else picture.shape[:0:-1]
+        random = Random(seed)
+        plans = [
+            draw_plan(self.config, kind, height, width, random)
+            for kind in self.global_kinds + self.local_kinds
+        ]
+        return torch.tensor([as_row(plan) for plan in plans])
+
+    def _crops(self, pixels: Pixels, kinds: Sequence[CropKind], size: int, random: Random) -> Crops:
+        _, height, width = pixels.shape
+        crops = torch.empty(len(kinds), 3, size, size, dtype=torch.uint8)
+        for crop, kind in zip(crops, kinds, strict=True):
+            plan = draw_plan(self.config, kind, height, width, random)
+            own = resized(pixels, plan, size)
+            if not self.later:
+                array = edited(own.permute(1, 2, 0).numpy(), plan, self.config.blur_kernel)
+                own = torch.from_numpy(array).permute(2, 0, 1)
+            crop.copy_(own)
+        return crops
+
+
+def fast_pixels(data: bytes, at_least: int | None = None) -> UInt8[Tensor, "channels height width"]:
+    """As `decode`, by simplejpeg where the file is a plain RGB JPEG; channels are last in memory.
+
+    Raises:
+        Unreadable: as `decode` says.
+    """
+    header = jpeg_header(data)
+    if header is None or header[0] * header[1] > MAX_PIXELS:
+        return as_pixels(decode(data, at_least=at_least))
+    height, width = header
+    part = next((n for n in (8, 4, 2) if at_least and min(header) >= n * at_least), 1)
+    _, simplejpeg = _libraries()
+    try:
+        pixels = simplejpeg.decode_jpeg(data, min_height=-(-height // part), min_width=-(-width // part))
+    except ValueError:  # damaged: Pillow says how, or can read it all the same
+        return as_pixels(decode(data, at_least=at_least))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def edited(crop: Array, plan: CropPlan, kernel: int) -> Array:
+    """Colours, blur and solarisation of one crop; the crop itself stays as it was."""
+    cv2, _ = _libraries()
+    change = change_of(plan)
+    crop = _lit(crop, change.before)
+    if change.hue:
+        hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV_FULL)
+        hsv[..., 0] += np.uint8(int(255 * change.hue) % 256)  # goes round, as Pillow's
+        crop = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    crop = _lit(crop, change.after)
+    if plan.sigma is not None:
+        crop = cv2.GaussianBlur(crop, (kernel, kernel), plan.sigma)
+    return cv2.LUT(crop, SOLARISED) if plan.solarise else crop
+
+
+def _lit(crop: Array, light: Light) -> Array:
+    if light == Light():
+        return crop
+    cv2, _ = _libraries()
+    matrix = np.empty((3, 4))
+    matrix[:, :3] = light.own * np.eye(3) + light.grey * GREY
+    matrix[:, 3] = light.mean * (GREY @ cv2.mean(crop)[:3]) if light.mean else 0.0
+    return cv2.transform(crop, matrix)
+
+
+@cache
+def _libraries() -> tuple[Any, Any]:
+    """OpenCV, which then uses the calling thread alone, and simplejpeg."""
+    try:
+        import cv2
+        import simplejpeg
+    except ImportError as error:
+        raise UserError(
+            "augment.mode=fast wants simplejpeg and OpenCV: pip install 'dinov2-pipeline[fast]'"
+        ) from error
+    cv2.setNumThreads(1)
+    return cv2, simplejpeg
