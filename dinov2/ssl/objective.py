@@ -31,6 +31,7 @@ class LossConfig:
     chunk: int = (
         CHUNK  # scores in float32 at a time in targets and cross-entropies; 0: all, -1: by the device
     )
+    fused: bool = True  # on CUDA, cross-entropies by a kernel of Triton
 
     def weights(self) -> dict[str, float]:
         return {name: weight for name in LOSSES if (weight := getattr(self, name))}
@@ -114,7 +115,8 @@ def merged(outcomes: Sequence[Outcome]) -> Outcome:
 
 def _dino(seen: Exchange) -> Float[Tensor, ""]:
     own = seen.student.dino
-    return dino(own.bottleneck, own.prototypes, seen.dino, chunk=seen.config.chunk)
+    config = seen.config
+    return dino(own.bottleneck, own.prototypes, seen.dino, chunk=config.chunk, fused=config.fused)
 
 
 def _ibot(seen: Exchange) -> Float[Tensor, ""]:
@@ -127,6 +129,7 @@ def _ibot(seen: Exchange) -> Float[Tensor, ""]:
         seen.masked_crop,
         seen.global_crops,
         chunk=seen.config.chunk,
+        fused=seen.config.fused,
     )
 
 

@@ -76,7 +76,8 @@ def test_nothing_is_hidden_and_the_patch_loss_looks_everywhere(large: Path):
 
     seen, hidden = losses(views), losses(replace(views, hidden=True))
     with torch.no_grad():
-        state.student.backbone.get_parameter("mask_token").normal_()  # a constant would vanish in the normalisation
+        # a constant would vanish in the normalisation
+        state.student.backbone.get_parameter("mask_token").normal_()
     assert torch.equal(losses(views)["ibot"], seen["ibot"])  # the mask token is nowhere
     assert not torch.equal(losses(replace(views, hidden=True))["ibot"], hidden["ibot"])
 
