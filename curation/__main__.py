@@ -36,7 +36,7 @@ from curation.run import Run
 from curation.shares import PartDone, Share
 from dinov2.config import read
 from dinov2.console import run as run_command
-from dinov2.files import TEMPORARY, lock, remove_leftovers
+from dinov2.files import lock, remove_leftovers
 from dinov2.folders import claim
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
@@ -77,8 +77,7 @@ def curate(run: Run) -> None:
     if run.config.stop_after is not None:
         names = names[: names.index(run.config.stop_after) + 1]
     if not run.share.partial:
-        for leftover in {path.parent for path in run.folder.rglob(TEMPORARY + "*")}:
-            remove_leftovers(leftover)  # of processes that were killed
+        remove_leftovers(run.folder, deep=True)
     _check(run)
     with _one_at_a_time(run):
         run.check_sources()

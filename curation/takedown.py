@@ -80,7 +80,7 @@ def take_out(folder: Path, listed: Path) -> None:
     before = taken(folder)
     fresh = found.filter(pc.invert(pc.is_in(found["id"], value_set=before["id"].combine_chunks())))
     write_table(folder / FILE, pa.concat_tables([before, fresh]))
-    remove_leftovers(folder / "shards")
+    remove_leftovers(folder, deep=True)  # they may hold what is to go
     changed, pictures = _rewrite(folder, taken(folder)["id"].combine_chunks())
     unknown_too = f"; {len(unknown)} unknown, such as {unknown[0]}" if unknown else ""
     done = f"{len(found)} pictures named, {pictures} taken out of {changed} shards{unknown_too}"

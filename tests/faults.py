@@ -36,7 +36,8 @@ class Moment:
 
     share: float | None = None
     file: str | None = None  # a glob in the working directory
-    new: bool = True  # only a file that was not there when this attempt started
+    new: bool = True  # only a file that was not there when this attempt started; else also one that
+    # takes the place of another, by a rename in Python
 
     def __str__(self) -> str:
         return f"when {self.file} appears" if self.file else f"at {self.share:.0%} of the uninterrupted time"
@@ -216,11 +217,12 @@ def _attempt(
     seconds: float,
     limit: float,
 ) -> Attempt:
-    there = set(folder.absolute().glob(moment.file)) if moment and moment.file and moment.new else set()
+    there = set(folder.absolute().glob(moment.file)) if moment and moment.file else set()
     path = os.pathsep.join(filter(None, (str(KILLER), str(ROOT), os.environ.get("PYTHONPATH"))))
-    kill = {"KILL_WHEN_RENAMED": "", "KILL_EXCEPT": os.pathsep.join(map(str, there))}
+    kill = {"KILL_WHEN_RENAMED": "", "KILL_EXCEPT": ""}
     if moment and moment.file:
         kill["KILL_WHEN_RENAMED"] = str(folder.absolute() / moment.file)
+        kill["KILL_EXCEPT"] = os.pathsep.join(map(str, there)) if moment.new else ""
     with tempfile.TemporaryFile() as said:
         start = time.monotonic()
         process = subprocess.Popen(

@@ -67,18 +67,38 @@ for piece in range(12):
 
 
 def check(
-    body: str, folder: Path, moments: list[Moment], separately: bool = False, at_least: int = 1
+    body: str,
+    folder: Path,
+    moments: list[Moment],
+    separately: bool = False,
+    at_least: int = 1,
+    site: str = "-S",
 ) -> None:
-    command = [sys.executable, "-S", "-c", START + body]
+    command = [sys.executable, *filter(None, [site]), "-c", START + body]
     results = ["out/*"]
     assert_survives(
         command, folder, results=results, moments=moments, separately=separately, at_least=at_least, limit=20
     )
 
 
+REPLACES = """
+state = out / "state"
+for piece in range(int(state.read_text()) if state.exists() else 0, 12):
+    time.sleep(0.02)
+    part = out / "state.part"; part.write_text(str(piece + 1)); part.rename(state)
+"""
+
+
 @pytest.mark.parametrize("body", [CAREFUL, ASKS_TO_RUN_AGAIN, CHILD_WRITES])
 def test_what_can_be_killed_passes(body: str, tmp_path: Path) -> None:
     check(body, tmp_path, random_moments(3, seed=0, last=0.8))
+
+
+def test_a_file_can_be_met_that_takes_the_place_of_another(tmp_path: Path) -> None:
+    moments = [when("out/state"), *[when("out/state", new=False)] * 3]
+    check(REPLACES, tmp_path, moments, at_least=4, site="")  # what kills from within comes with the site
+    with pytest.raises(AssertionError, match="only 1 of 2 kills"):
+        check(REPLACES, tmp_path / "other", moments[:1] * 2, at_least=2, site="")
 
 
 def test_kills_can_have_a_folder_each(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from pyarrow import parquet
 from curation.config import RetrievalConfig, SetConfig
 from curation.retrieval import Pool, ask
 from dinov2.exits import UserError
-from tests.curation.pools import curate, decisions, make_pool
+from tests.curation.pools import command, curate, decisions, make_pool
+from tests.faults import assert_survives, when
 from tests.pictures import class_folder
 
 
@@ -37,6 +38,22 @@ def test_deciding_again_is_as_a_new_folder_and_searches_nothing(pool: Path, tmp_
         assert (again / name).read_bytes() == (fresh / name).read_bytes()
     shards = [sorted((out / "shards").iterdir()) for out in (again, fresh)]
     assert [path.read_bytes() for path in shards[0]] == [path.read_bytes() for path in shards[1]]
+
+
+def test_killed_while_it_decides_again_it_ends_with_the_same_bytes(pool: Path, tmp_path: Path) -> None:
+    words = [f"pool={pool}/pool", f"holdout={pool}/holdout", "write.shard=5", "stop_after=write"]
+    before = curate(*words, f"output={tmp_path}/before")
+    for name in ("whole", "killed"):
+        shutil.copytree(before, tmp_path / name / "out")
+    new = ["duplicates.threshold=0.99", "budget.pictures=9", "from_stage=duplicates", "output=out"]
+    replaced = ["stages/duplicates/begun.json", "edges/holdout.parquet", "shards/*.tar"]
+    assert_survives(
+        command(*words, *new, "workers=1"),
+        tmp_path,
+        results=["out/*.parquet", "out/shards/*", "out/edges/*", "out/stages/*/*.parquet"],
+        moments=[when(f"out/{name}", new=False) for name in replaced],
+        at_least=3,
+    )
 
 
 @pytest.mark.parametrize("backbone", ["descriptor", "timm:resnet10t"])

@@ -141,15 +141,16 @@ def test_odd_files_all_get_a_decision(real_pictures: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_thirty_random_kills_change_nothing(pool: Path, tmp_path: Path) -> None:
+    """One in each of thirty equal parts of the time, each in a folder of its own: five minutes, alone."""
     words = [f"pool={pool}/pool", f"seeds={pool}/seeds", f"holdout={pool}/holdout", "output=out", "workers=2"]
     assert_survives(
         command(*words, *SMALL_PIECES, "retrieval.k=6", "budget.pictures=8"),
         tmp_path,
         results=[*RESULTS, "out/report.html", "out/report/*"],
-        moments=random_moments(30, seed=1),
+        moments=random_moments(30, seed=time.time_ns()),
         separately=True,
-        at_least=20,
+        at_least=25,
         limit=600,
     )

@@ -1,6 +1,7 @@
 """Pictures are taken out of a finished folder, and stay out."""
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from curation.__main__ import main
 from dinov2.data.manifest import read_manifest
 from dinov2.data.sources import open_source
 from dinov2.exits import UserError
-from tests.curation.pools import curate, decisions, make_pool
+from tests.curation.pools import command, curate, decisions, make_pool
+from tests.faults import assert_survives, when
 
 
 def test_only_the_shards_concerned_change_and_what_is_out_stays_out(tmp_path: Path) -> None:
@@ -48,6 +50,27 @@ def test_only_the_shards_concerned_change_and_what_is_out_stays_out(tmp_path: Pa
     with pytest.raises(UserError, match="none of 1"):
         listed.write_text("nobody.jpg\n")
         main([f"remove={listed}", f"output={out}"])
+
+
+def test_killed_while_it_takes_out_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    root = make_pool(tmp_path)
+    before = curate(f"pool={root}/pool", f"output={tmp_path}/before", "write.shard=6", "calibrate.pictures=2")
+    rows = read_manifest(before / "manifest.parquet").to_pylist()
+    copied = sorted(row["id"] for row in rows)[0]  # that calibration has a copy of
+    listed = tmp_path / "remove.txt"
+    listed.write_text(f"{copied}\n{rows[0]['uri']}\n{rows[-1]['sha256']}\n")
+    for name in ("whole", "killed"):
+        shutil.copytree(before, tmp_path / name / "out")
+    steps = ["takedowns.parquet", "shards/*.tar", "manifest.parquet", "stages/write/begun.json"]
+    steps += ["stages/calibrate/copies/*.npy"]
+    assert_survives(
+        command(f"remove={listed}", "output=out"),
+        tmp_path,
+        results=["out/**/*", "out/**/.*"],
+        ignore=["out/.lock"],
+        moments=[when(f"out/{step}", new=False) for step in steps],
+        at_least=len(steps),
+    )
 
 
 def _member(out: Path, name: str) -> bytes:

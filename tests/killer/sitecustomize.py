@@ -19,6 +19,7 @@ class _Killer:
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         if self.renamed:
+            self.renamed = False  # to kill is an event, too
             os.killpg(os.getpgid(0), signal.SIGKILL)
         if event == "os.rename":
             path = os.path.abspath(os.fsdecode(args[1]))
