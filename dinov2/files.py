@@ -126,7 +126,7 @@ def lock(path: Path | str, *, blocking: bool = True, shared: bool = False) -> It
 
 
 def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
-    """Delete what killed processes left under temporary names in `folder`, or anywhere below. Hold its lock."""
+    """Delete what killed processes left under temporary names in `folder` (deep: or below). Hold its lock."""
     for path in list(folder.glob(("**/" if deep else "") + TEMPORARY + "*")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
