@@ -13,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dinov2.config import listed, one_of
 from dinov2.exits import UserError
-from dinov2.parallel import all_sum, own, world
+from dinov2.parallel import all_sum, copies_of, own, world
 
 CHOICES = {"name": ("adamw", "sgd"), "schedule": ("cosine", "constant"), "clip_per": ("part", "parameter")}
 UPDATES = ("momentum", "student_copy", "previous_iteration", "previous_epoch")
@@ -196,7 +196,9 @@ def _norms(together: Sequence[Sequence[nn.Parameter]]) -> Float[Tensor, " groups
     shards = [[own(p.grad) for p in group if p.grad is not None] for group in together]
     device = together[0][0].device
     local = torch.stack([nn.utils.get_total_norm(gradients).to(device) for gradients in shards])
-    return all_sum(local.square()).sqrt() if world() > 1 else local
+    if world() == 1:
+        return local
+    return (all_sum(local.square()) / copies_of(together[0][0])).sqrt()
 
 
 @torch.no_grad()

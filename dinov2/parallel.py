@@ -3,9 +3,11 @@
 On one process each is the identity and needs no process group. None changes its argument.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -14,8 +16,8 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from dinov2.exits import UserError
@@ -85,8 +87,27 @@ def barrier() -> None:
         dist.barrier()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardingConfig:
+    """How the weights of a network are split over processes."""
+
+    copies: int = (
+        1  # 1: over all; n: n times, each over neighbours; as many as nodes keeps gathers within one
+    )
+    gather: str = (
+        "fp32"  # or bf16: half the traffic of blocks, whose norms and LayerScale are rounded as well
+    )
+
+
+ONE_COPY = ShardingConfig()
+
+
 def shard(
-    module: nn.Module, blocks: Iterable[nn.Module], device: torch.device, prepare: Callable[[nn.Module], None]
+    module: nn.Module,
+    blocks: Iterable[nn.Module],
+    device: torch.device,
+    prepare: Callable[[nn.Module], None],
+    config: ShardingConfig = ONE_COPY,
 ) -> None:
     """Split parameters, gradients and optimiser state over the ranks (FSDP2): each block, and what is left.
 
@@ -97,11 +118,33 @@ def shard(
         prepare: brings a part to `device` just before it is split, so that no rank holds more than one part
             whole. It meets what was split before as well, and leaves that alone.
     """
-    mesh = init_device_mesh(device.type, (world(),)) if world() > 1 else None
+    narrow = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for part in (*blocks, module):
         prepare(part)
-        if mesh is not None:
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        if world() > 1:
+            policy = narrow if config.gather == "bf16" and part is not module else MixedPrecisionPolicy()
+            mesh = _mesh(device.type, config.copies)
+            fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+
+
+@cache
+def _mesh(kind: str, copies: int) -> DeviceMesh:
+    """Ranks as a line, or as copies x shards; made once, by all ranks."""
+    if world() % copies:
+        raise UserError(f"sharding.copies={copies} does not divide {world()} processes")
+    if copies == 1:
+        return init_device_mesh(kind, (world(),))
+    return init_device_mesh(kind, (copies, world() // copies), mesh_dim_names=("copies", "shards"))
+
+
+def copies_of(value: Tensor) -> int:
+    """On how many ranks each number of a tensor lies."""
+    if not isinstance(value, DTensor):
+        return world()
+    sizes = zip(value.device_mesh.shape, value.placements, strict=True)
+    return math.prod(size for size, placement in sizes if placement.is_replicate())
 
 
 def whole(value: Tensor) -> Tensor:

@@ -89,6 +89,14 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+class Norm(nn.LayerNorm):
+    """Layer norm in the type of its input, whatever its own weights were gathered in."""
+
+    def forward(self, input: Tokens) -> Tokens:
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
 class MLP(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -118,10 +126,10 @@ class Block(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         dim = config.dim
-        self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.norm1 = Norm(dim, eps=config.norm_eps)
         self.attn = Attention(dim, config.heads, config.qkv_bias)
         self.ls1 = LayerScale(dim, config.layer_scale) if config.layer_scale else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.norm2 = Norm(dim, eps=config.norm_eps)
         self.mlp = MLP(dim, config.hidden) if config.ffn == "mlp" else SwiGLU(dim, config.hidden)
         self.ls2 = LayerScale(dim, config.layer_scale) if config.layer_scale else nn.Identity()
 

@@ -13,7 +13,7 @@ from dinov2.models.backbone import Backbone
 from dinov2.models.config import AnyConfig
 from dinov2.models.initial import materialise
 from dinov2.models.load import make_backbone
-from dinov2.parallel import shard
+from dinov2.parallel import ONE_COPY, ShardingConfig, shard
 from dinov2.ssl.networks import Branch
 
 
@@ -43,11 +43,11 @@ class GramConfig:
         return not left and 0 <= turn <= self.refreshes
 
 
-def make_anchor(config: AnyConfig, device: torch.device) -> Backbone:
+def make_anchor(config: AnyConfig, device: torch.device, sharding: ShardingConfig = ONE_COPY) -> Backbone:
     """A backbone to take the teacher's weights, split over the ranks, without gradients."""
     backbone = make_backbone(config.still())
     prepare = partial(materialise, device=device, generator=torch.Generator())
-    shard(backbone, backbone.layers(), device, prepare)
+    shard(backbone, backbone.layers(), device, prepare, sharding)
     return backbone.requires_grad_(False).eval()
 
 

@@ -15,7 +15,7 @@ from dinov2.models.config import AnyConfig
 from dinov2.models.heads import DINOHead
 from dinov2.models.initial import materialise
 from dinov2.models.load import from_architecture, make_backbone
-from dinov2.parallel import shard, whole, world
+from dinov2.parallel import ONE_COPY, ShardingConfig, shard, whole, world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,11 @@ def whole_backbone(branch: Branch) -> Backbone:
 
 
 def make_branches(
-    config: AnyConfig, heads: HeadsConfig | None, seed: int, device: torch.device
+    config: AnyConfig,
+    heads: HeadsConfig | None,
+    seed: int,
+    device: torch.device,
+    sharding: ShardingConfig = ONE_COPY,
 ) -> tuple[Branch, Branch]:
     """Student, and a teacher that starts equal, without stochastic depth and gradients; by the seed alone.
 
@@ -162,11 +166,17 @@ def make_branches(
     The teacher stays in training mode, in which batch norms see the batch, as in DINO; nothing else in it
     tells training from evaluation.
     """
-    student = make_branch(config, heads, seed, device)
-    return student, make_branch(config.still(), heads, seed, device).requires_grad_(False)
+    student = make_branch(config, heads, seed, device, sharding)
+    return student, make_branch(config.still(), heads, seed, device, sharding).requires_grad_(False)
 
 
-def make_branch(config: AnyConfig, heads: HeadsConfig | None, seed: int, device: torch.device) -> Branch:
+def make_branch(
+    config: AnyConfig,
+    heads: HeadsConfig | None,
+    seed: int,
+    device: torch.device,
+    sharding: ShardingConfig = ONE_COPY,
+) -> Branch:
     """A network on `device`, split over the ranks; its initial weights are a function of the seed.
 
     Our ViT and the heads come into being block by block, so that no rank ever holds more than its share and
@@ -179,7 +189,8 @@ def make_branch(config: AnyConfig, heads: HeadsConfig | None, seed: int, device:
     if device.type == "cuda" and world() > 1:  # torch has no synchronised batch norm for the CPU
         nn.SyncBatchNorm.convert_sync_batchnorm(branch)
     generator = torch.Generator().manual_seed(derive_seed("weights", seed))
-    shard(branch, branch.backbone.layers(), device, partial(materialise, device=device, generator=generator))
+    prepare = partial(materialise, device=device, generator=generator)
+    shard(branch, branch.backbone.layers(), device, prepare, sharding)
     return branch
 
 

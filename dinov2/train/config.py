@@ -10,6 +10,7 @@ from dinov2.exits import UserError
 from dinov2.models.config import SIZES, AnyConfig, DescriptorConfig, TimmConfig, ViTConfig, vit_config
 from dinov2.models.recompute import CHECKPOINTING
 from dinov2.optim import UPDATES, OptimConfig, TeacherConfig
+from dinov2.parallel import ShardingConfig
 from dinov2.ssl.anchor import GramConfig
 from dinov2.ssl.contrastive import ContrastiveConfig
 from dinov2.ssl.networks import HeadsConfig
@@ -147,6 +148,7 @@ class TrainConfig:
     device: str = runtime("auto")  # auto, cpu, cuda, cuda:1, mps
     nproc: str = runtime("1")  # training processes on this machine; auto: one for each GPU
     workers: int = runtime(1)  # processes that read and augment pictures, beside each training process
+    sharding: ShardingConfig = runtime(ShardingConfig)
     compile: bool = runtime(False)  # blocks by torch.compile; the first step takes a minute or more
     threads: int = runtime(0)  # of torch on the CPU; 0: as torch finds
     cache: str = runtime("")  # folder for what comes from URLs, and for indexes of tars
@@ -166,6 +168,7 @@ class TrainConfig:
             "gram.every",
             "checkpoint.keep",
             "knn.k",
+            "sharding.copies",
         )
         at_least(0, self, "steps", "epochs", "window", "workers", "threads", "knn.every")
         for head in ("heads.dino", "heads.ibot"):
@@ -176,6 +179,9 @@ class TrainConfig:
                 "(where a recipe gives steps, write steps=0 epochs=…)"
             )
         one_of(self.precision, {"bf16", "fp32"}, "precision")
+        one_of(self.sharding.gather, {"bf16", "fp32"}, "sharding.gather")
+        if self.sharding.gather == "bf16" and (self.precision == "fp32" or not self.model.is_vit):
+            raise UserError("sharding.gather=bf16 is for our ViTs with precision=bf16")
         one_of(self.teacher.targets, {"sinkhorn", "centering"}, "teacher.targets")
         one_of(self.teacher.update, UPDATES, "teacher.update")
         self.optim.check()

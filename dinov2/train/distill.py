@@ -35,7 +35,7 @@ def frozen_teacher(config: TrainConfig, device: torch.device) -> Branch:
         raise UserError(f"distill={run} has no prototypes: it was trained by method=contrastive")
     _check_alike(config, theirs)
     network = theirs.model.network(theirs.augment.global_size).still()
-    branch = make_branch(network, theirs.heads, 0, device).requires_grad_(False)
+    branch = make_branch(network, theirs.heads, 0, device, config.sharding).requires_grad_(False)
     checkpoints.load(checkpoints.steps()[-1], {"teacher": branch.state_dict()})
     return branch
 

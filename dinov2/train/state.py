@@ -46,7 +46,8 @@ class State:
 def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
     """The state before the first step, from the seed alone."""
     network = config.network()
-    student, teacher = make_branches(network, None if config.contrasts else config.heads, config.seed, device)
+    heads = None if config.contrasts else config.heads
+    student, teacher = make_branches(network, heads, config.seed, device, config.sharding)
     if "ibot" not in config.weights():
         freeze_patch_loss(student)
     for branch in (student, teacher):
@@ -63,7 +64,7 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
         centers={} if config.contrasts else first_centers(student, device),
         data=data,
         frozen=frozen_teacher(config, device) if config.distill else None,
-        anchor=make_anchor(network, device) if "gram" in config.weights() else None,
+        anchor=make_anchor(network, device, config.sharding) if "gram" in config.weights() else None,
     )
 
 

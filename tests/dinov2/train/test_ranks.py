@@ -27,9 +27,9 @@ augment.global_size=32 augment.local_size=16 augment.local_crops=2
 losses.koleo_across_ranks=true checkpoint.every=1000""".split()
 
 
-def _train(data: str, output: str) -> None:
+def _train(data: str, output: str, *words: str) -> None:
     """What the command does between its process group and its report."""
-    config = read(TrainConfig, [*WORDS, f"data={data}", f"output={output}"])
+    config = read(TrainConfig, [*WORDS, f"data={data}", f"output={output}", *words])
     source = training_source(config)
     with claim(output, config) if is_main() else nullcontext(Path(output)) as folder:
         state = fresh_state(config, source.fingerprint, torch.device("cpu"))
@@ -42,16 +42,17 @@ def test_one_two_and_four_sharded_ranks_have_the_same_losses_over_twenty_steps(t
     """A LayerScale that lets the picture through: with all features alike, KoLeo would magnify rounding."""
     class_folder(tmp_path / "pictures", classes=3, each=8, size=(48, 40))
     runs = {}
-    for world in (1, 2, 4):
-        folder = tmp_path / str(world)
+    for world, *words in ((1,), (2,), (4,), (4, "sharding.copies=2")):
+        folder = tmp_path / f"{world} {words}"
         folder.mkdir()
-        where = str(tmp_path / "pictures"), str(folder / "run")
+        where = str(tmp_path / "pictures"), str(folder / "run"), *words
         _train(*where) if world == 1 else on_ranks(world, _train, *where)
         lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-        runs[world] = [json.loads(line) for line in lines]
-        assert [line["step"] for line in runs[world]] == list(range(1, STEPS + 1))
-    assert runs[1][-1]["loss"] != pytest.approx(runs[1][0]["loss"], rel=1e-2)  # it does learn
-    for world in (2, 4):
-        for one, many in zip(runs[1], runs[world], strict=True):
+        runs[folder.name] = [json.loads(line) for line in lines]
+        assert [line["step"] for line in runs[folder.name]] == list(range(1, STEPS + 1))
+    alone, *others = runs
+    assert runs[alone][-1]["loss"] != pytest.approx(runs[alone][0]["loss"], rel=1e-2)  # it does learn
+    for world in others:
+        for one, many in zip(runs[alone], runs[world], strict=True):
             for key in ("loss", "loss.dino", "loss.ibot", "loss.koleo", "norm.backbone"):
                 assert many[key] == pytest.approx(one[key], rel=1e-3), (world, one["step"], key)
