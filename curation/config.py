@@ -161,7 +161,8 @@ class NearConfig:
     views: bool = True  # candidates: also turned pictures, and halves and quarters of them, by their hashes
     view_distance: int = 5  # of these hashes, bits
     turned: str = "mirrored"  # neighbours by embedding also of pictures "mirrored", in "all" turns, or "none"
-    turned_cosine: float = 0.5  # candidates: of these, those of at least this cosine
+    crops: bool = False  # neighbours by embedding also of five windows of each picture, by the descriptor
+    turned_cosine: float = 0.5  # candidates: of these two, those of at least this cosine
     tilted: float = 0.35  # nearest pairs from this cosine on are also tried tilted and recoloured
     loosest: float = 0.5  # edges are stored from this similarity on
     threshold: float | None = None  # edges count from here on; null: calibrated, or see curation.calibrate

@@ -2,10 +2,10 @@
 
 Candidates come from two sides that fail differently: hashes a few bits apart (they find recoloured and
 resized copies, and do not depend on the pool), and nearest neighbours by embedding (they find crops). Both
-are also asked for other views of a picture (`curation.views`). Each candidate is then laid over its partner
-(`curation.align`); a picture's nearest that does not fit is tried tilted and recoloured
-(`curation.second_look`). The best score of all is the pair's similarity. With `verify` off the similarity is
-the cosine, as DINOv2 (app. A) does with SSCD embeddings.
+are also asked for other views of a picture, and neighbours for windows of it (`curation.views`). Each
+candidate is then laid over its partner (`curation.align`); a picture's nearest that does not fit is tried
+tilted and recoloured (`curation.second_look`). The best score of all is the pair's similarity. With `verify`
+off the similarity is the cosine, as DINOv2 (app. A) does with SSCD embeddings.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from curation.ingest import Ingested, Stack
 from curation.run import Run
 from curation.search import Side, gathered, jobs, piece_of, prepare, search_pieces
 from curation.second_look import look_again
-from curation.views import OF_FIRST, Turned, seen
+from curation.views import OF_FIRST, Cropped, Turned, seen
 from dinov2.files import lock, write_json, write_table
 
 PAIRS_PER_PIECE = 16_384  # at most
@@ -51,14 +51,17 @@ class Pictures:
         self.hashes = [self.table[name].to_numpy() for name in ("phash", "pca_hash")]
         self.tall = (self.table["height"].to_numpy() / self.table["width"].to_numpy()).astype(np.float32)
         self.turned: Callable[[int], Turned] | None = None
+        self.cropped: Callable[[int], Cropped] | None = None
         if run.config.backbone == BUILT_IN:
-            self.turned = partial(Turned, ingested.raw(), whitening_of(run))
+            whitening = whitening_of(run)
+            self.turned = partial(Turned, ingested.raw(), whitening)
+            self.cropped = partial(Cropped, self.thumbs, whitening)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def side(self, rows: Rows) -> Side:
-        return Side(self.vectors, self.hashes, self.thumbs, self.turned, rows)
+        return Side(self.vectors, self.hashes, self.thumbs, self.turned, rows, self.cropped)
 
     def codes(self, column: str) -> Rows:
         """A number for each row, equal where the column is."""

@@ -1,7 +1,8 @@
 """Candidate pairs, in pieces that are done or not done: a block of queries against all others.
 
 All that finds candidates leaves them in the same pieces, `search/NNNNN.parquet`, sorted: hashes a few bits
-apart, nearest neighbours by embedding, and both again for other views of the queries (`curation.views`). A
+apart, nearest neighbours by embedding, both again for other views of the queries, and neighbours for windows
+of them (`curation.views`). A
 candidate is a row of the first set, a row of the second, and the view. `gathered` reads them a range of rows
 at a time, so that what is held does not grow with their number.
 """
@@ -20,7 +21,7 @@ from pyarrow import parquet
 from curation.config import NearConfig, SearchConfig
 from curation.hashes import HashTable
 from curation.ingest import Stack
-from curation.views import OF_FIRST, PAIRED, TILES, TURNS, UNDONE, hashes
+from curation.views import OF_FIRST, PAIRED, TILES, TURNS, UNDONE, WINDOWS, hashes
 from dinov2.console import progress
 from dinov2.files import write_table
 
@@ -33,7 +34,7 @@ Hashes = NDArray[np.uint64]
 BLOCK = 8192  # queries in a piece
 ROW_GROUP = 65_536  # pairs that are read together
 COLUMNS = ("a", "b", "view")
-TURNED_K = 8  # neighbours that a turned picture may have
+TURNED_K = 8  # neighbours that a turned picture, or a window of one, may have
 BLANK = 3.0  # spread of the luma, of 255 levels, of views that hash alike because there is nothing to see
 HELD = 96  # bytes that a pair takes while pieces are put together
 
@@ -47,6 +48,7 @@ class Side:
     thumbs: Stack
     turned: Callable[[int], Any] | None  # vectors in one of the TURNS, if the embedding knows them
     chosen: Rows
+    cropped: Callable[[int], Any] | None = None  # vectors of one of the WINDOWS, likewise
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -55,6 +57,11 @@ class Side:
         """The same with the vectors of turned pictures."""
         assert self.turned is not None
         return dataclasses.replace(self, vectors=self.turned(view))
+
+    def in_window(self, window: int) -> "Side":
+        """The same with the vectors of windows of pictures."""
+        assert self.cropped is not None
+        return dataclasses.replace(self, vectors=self.cropped(window))
 
     def selected(self) -> Any:
         """The chosen rows, read from the disk as they are asked for."""
@@ -73,7 +80,13 @@ class Job:
     inside: bool  # queries and base are the same; pairs have the lower row first
     swapped: bool = False
     view: int = 0  # of the queries, whose neighbours by embedding are looked for
+    windows: bool = False  # the queries are windows
     views: Sequence[int] = ()  # of the queries, whose hashes are looked up too
+
+    @property
+    def more(self) -> bool:
+        """Whether the queries' own vectors and hashes are the business of another search of the same base."""
+        return self.view > 0 or self.windows
 
     def blocks(self) -> list[slice]:
         starts = range(0, len(self.queries), BLOCK)
@@ -88,7 +101,7 @@ def jobs(first: Side, second: Side | None, folder: Path, near: NearConfig) -> li
     back = Job(second, first, folder / "index-first", inside=False, swapped=True)
     # What is turned may be either; but of a collage and its part each may be the collage.
     ahead = dataclasses.replace(ahead, views=TILES if near.verify and near.views else ())
-    return [ahead, *with_views(back, TURNS, near)]
+    return [ahead, *_windows(ahead, near), *with_views(back, TURNS, near)]
 
 
 def with_views(job: Job, turns: Sequence[int], near: NearConfig) -> list[Job]:
@@ -104,6 +117,17 @@ def with_views(job: Job, turns: Sequence[int], near: NearConfig) -> list[Job]:
             for turn in near.turns
             if turn in turns
         ),
+        *_windows(job, near),
+    ]
+
+
+def _windows(job: Job, near: NearConfig) -> list[Job]:
+    """Searches for what is like a window of a query."""
+    if job.queries.cropped is None or not (near.verify and near.crops):
+        return []
+    return [
+        dataclasses.replace(job, queries=job.queries.in_window(window), windows=True, views=())
+        for window in range(len(WINDOWS))
     ]
 
 
@@ -145,7 +169,7 @@ def prepare(jobs: list[Job], settings: SearchConfig) -> list[dict[str, Any]]:
     return [
         how.prepare(job.queries.selected(), job.base.selected(), job.folder, inside=job.inside)
         for job in jobs
-        if len(job.queries) and len(job.base) and not job.view
+        if len(job.queries) and len(job.base) and not job.more
     ]
 
 
@@ -153,7 +177,7 @@ def _search(
     job: Job, wanted: list[int], first: int, folder: Path, near: NearConfig, settings: SearchConfig
 ) -> Iterator[int]:
     plain, seen = _tables(job, near)
-    k, least, always = (TURNED_K, near.turned_cosine, 0) if job.view else (near.k, near.cosine, near.always)
+    k, least, always = (TURNED_K, near.turned_cosine, 0) if job.more else (near.k, near.cosine, near.always)
     blocks = [job.blocks()[number - first] for number in wanted]
     found = searcher(settings).search(
         job.queries.selected(), job.base.selected(), k, job.folder, blocks, inside=job.inside
@@ -176,7 +200,7 @@ def _search(
 def _tables(job: Job, near: NearConfig) -> tuple[list[HashTable], list[HashTable]]:
     """The base's hashes, to be searched by the queries', and by those of their views."""
     base = [each[job.base.chosen] for each in job.base.hashes]
-    plain = [] if job.swapped or job.view else [HashTable(each, near.hash_distance) for each in base]
+    plain = [] if job.swapped or job.more else [HashTable(each, near.hash_distance) for each in base]
     return plain, [HashTable(each, near.view_distance) for each in base] if job.views else []
 
 

@@ -9,14 +9,18 @@
 In a pair the view is one of its second picture; with OF_FIRST added, of its first. All are made of what
 ingest left: a turned thumbnail is the thumbnail of the turned picture, and hashes and raw descriptors of
 views follow from those numbers by exchanging places and signs.
+
+WINDOWS are no views: they only propose. What is like a window of a picture may be a crop of it, and the
+alignment looks for crops in view 0 by itself.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from curation.descriptor import Whitening, order_of
+from curation.descriptor import Whitening, describe, order_of
 from curation.ingest import Stack
 from curation.looks import THUMB, hashes_of_waves, luma, waves
 
@@ -29,6 +33,8 @@ OF_FIRST = 16
 UNDONE = (0, 1, 6, 3, 4, 5, 2, 7)  # by which turn each turn is
 PAIRED = (1, 2, 3, 4, 5, 7)  # turns that find all pairs of one set: a quarter to one side finds the other
 AT_ONCE = 256  # pictures
+WINDOWS = ((0.0, 0.0), (0.2, 0.0), (0.0, 0.2), (0.2, 0.2), (0.1, 0.1))  # left and top, as shares
+WINDOW = 0.8  # side: between those of crops to half of the area and to nine tenths
 
 _HALF = THUMB // 2
 _SPANS = (slice(0, THUMB), slice(0, _HALF), slice(_HALF, THUMB))  # of an axis: all, first half, second half
@@ -89,4 +95,24 @@ class Turned:
 
     def __getitem__(self, rows: Rows, /) -> NDArray[np.float16]:
         raw = self._raw.rows(rows)[:, self._order].astype(np.float32)
+        return self._whitening(raw).astype(np.float16)
+
+
+class Cropped:
+    """Embeddings of one of the WINDOWS of pictures, by the built-in descriptor, made as they are read."""
+
+    def __init__(self, thumbs: Stack, whitening: Whitening, window: int) -> None:
+        self._thumbs, self._whitening = thumbs, whitening
+        left, top = WINDOWS[window]
+        self._box = tuple(THUMB * at for at in (left, top, left + WINDOW, top + WINDOW))
+        self.shape = (len(thumbs), whitening.matrix.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._thumbs)
+
+    def __getitem__(self, rows: Rows, /) -> NDArray[np.float16]:
+        raw = np.zeros((len(rows), len(self._whitening.mean)), np.float32)
+        for at, thumb in enumerate(self._thumbs.rows(rows)):
+            image = Image.fromarray(thumb)
+            raw[at] = describe(np.asarray(image.resize(image.size, Image.Resampling.BICUBIC, self._box)))
         return self._whitening(raw).astype(np.float16)

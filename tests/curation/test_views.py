@@ -8,7 +8,8 @@ from PIL import Image, ImageOps
 from pyarrow import parquet
 
 from curation import views
-from curation.descriptor import describe, order_of
+from curation.descriptor import LENGTH, Whitening, describe, order_of
+from curation.ingest import Stack
 from curation.looks import luma, pca_hash, perceptual_hash, thumbnail
 from tests.curation.pools import another, curate, decisions
 
@@ -27,6 +28,40 @@ def test_hashes_and_descriptors_of_views_are_those_of_pictures_made_so(view: int
         for thumb, other in zip(THUMBS, seen, strict=True):
             assert np.allclose(describe(np.ascontiguousarray(other)), describe(thumb)[order], atol=1e-5)
         assert np.array_equal(views.seen(seen, views.UNDONE[view]), THUMBS)
+
+
+@pytest.mark.parametrize("window", range(len(views.WINDOWS)))
+def test_windows_are_described_as_pictures_cropped_so(window: int, tmp_path: Path) -> None:
+    left, top = views.WINDOWS[window]
+    whole = Whitening(np.zeros(LENGTH, np.float32), np.eye(LENGTH, dtype=np.float32))
+    np.save(tmp_path / "thumbs.npy", THUMBS)
+    found = views.Cropped(Stack([tmp_path / "thumbs.npy"]), whole, window)
+    for row, vector in enumerate(found[np.arange(4)].astype(np.float32)):
+        image = another(row, 3)
+        box = [at * side for at in (left, top, left + 0.8, top + 0.8) for side in image.size]
+        crop = image.crop((round(box[0]), round(box[3]), round(box[4]), round(box[7])))
+        others = [thumbnail(image), *(thumbnail(another(kind, 3)) for kind in range(4) if kind != row)]
+        cosine = [float(vector @ describe(thumb)) / 2 for thumb in (thumbnail(crop), *others)]
+        assert cosine[0] > max(0.97, *cosine[1:])
+
+
+def test_a_corner_is_found_where_its_whole_has_nearer_neighbours(tmp_path: Path) -> None:
+    for number in range(12):
+        for kind in range(4):
+            path = tmp_path / "pool" / f"{kind}{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            another(kind, number).save(path)
+    (tmp_path / "holdout").mkdir()
+    another(2, 0).crop((0, 0, 86, 74)).save(tmp_path / "pool" / "corner.jpg", quality=85)
+    another(2, 0).save(tmp_path / "holdout" / "whole.png")
+    (tmp_path / "pool" / "20.png").unlink()
+    words = [f"pool={tmp_path}/pool", f"holdout={tmp_path}/holdout", "stop_after=holdout"]
+    words += ["leaks.k=1", "leaks.always=0", "leaks.hash_distance=0", "leaks.turned_cosine=0.1"]
+    found = []
+    for crops in ("false", "true"):
+        out = curate(*words, f"leaks.crops={crops}", f"output={tmp_path}/{crops}")
+        found.append(parquet.read_table(out / "leaks.parquet")["pool_uri"].to_pylist())
+    assert found == [[], ["corner.jpg"]]
 
 
 def _edited(image: Image.Image) -> dict[str, Image.Image]:
