@@ -10,15 +10,17 @@
 The same words run in folders of their own, `whole/` and `killed/`, so outputs are named relative to the
 working directory and inputs absolutely. Every process of the command dies with it, as when a machine stops.
 A file that gets its name by a rename in Python is met exactly (see killer/); other files are polled for.
+Where other programs may come and go, shares of the processor time are met better than those of the clock.
 """
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 RUN_AGAIN = 75  # the command saved its state and asks to be started again
 KILLER = Path(__file__).parent / "killer"
 POLL = 0.002  # seconds between looks at the file that a kill waits for
+TICKS = os.sysconf("SC_CLK_TCK")  # of processor time, a second
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Moment:
     """When to kill: at a share of the uninterrupted time after the start, or once a file appears."""
 
     share: float | None = None
+    cpu: bool = False  # of the processor time of all processes, not of the clock's
     file: str | None = None  # a glob in the working directory
     new: bool = True  # only a file that was not there when this attempt started; else also one that
     # takes the place of another, by a rename in Python
@@ -44,10 +48,25 @@ class Moment:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """Seconds of the clock, and of processors."""
+
+    clock: float = 0.0
+    cpu: float = 0.0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.clock + other.clock, self.cpu + other.cpu)
+
+    def until(self, moment: Moment) -> float:
+        """Seconds of the kind that the moment counts."""
+        return (self.cpu if moment.cpu else self.clock) * (moment.share or 0.0)
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One start of the command: how long it ran, and its exit status, or None if it was killed."""
 
-    seconds: float
+    spent: Spent
     status: int | None
     said: str
 
@@ -60,11 +79,13 @@ def when(file: str, *, new: bool = True) -> Moment:
     return Moment(file=file, new=new)
 
 
-def random_moments(count: int, seed: int, first: float = 0.05, last: float = 0.95) -> list[Moment]:
+def random_moments(
+    count: int, seed: int, first: float = 0.05, last: float = 0.95, *, cpu: bool = False
+) -> list[Moment]:
     """`count` moments, one in each of as many equal parts of the time, in random order."""
     draw = random.Random(seed)
     step = (last - first) / count
-    moments = [at(first + step * (part + draw.random())) for part in range(count)]
+    moments = [Moment(first + step * (part + draw.random()), cpu) for part in range(count)]
     draw.shuffle(moments)
     return moments
 
@@ -95,12 +116,12 @@ def assert_survives(
         limit: seconds for each single run.
     """
     whole = folder / "whole"
-    seconds = run_whole(command, whole, env=env, limit=limit)
+    spent = run_whole(command, whole, env=env, limit=limit)
     landed = 0
     groups = [[moment] for moment in moments] if separately else [list(moments)]
     for number, group in enumerate(groups):
         killed = folder / (f"killed-{number}" if separately else "killed")
-        attempts = run_killed(command, killed, group, seconds=seconds, env=env, limit=limit)
+        attempts = run_killed(command, killed, group, whole=spent, env=env, limit=limit)
         landed += sum(attempt.status is None for attempt in attempts)
         found = differences(whole, killed, results, read=read or {}, ignore=ignore)
         if found:
@@ -110,22 +131,22 @@ def assert_survives(
             raise AssertionError("\n".join(["Killed", *tale, *("  " + line for line in found)]))
     if landed < at_least:
         raise AssertionError(
-            f"only {landed} of {len(moments)} kills met a running command (it takes {seconds:.2f} s)"
+            f"only {landed} of {len(moments)} kills met a running command (it takes {spent.clock:.2f} s)"
         )
 
 
 def run_whole(
     command: Sequence[str], folder: Path, *, env: Mapping[str, str] | None = None, limit: float = 120.0
-) -> float:
-    """Run the command in `folder`, again while it asks for that; returns seconds. Other statuses fail."""
+) -> Spent:
+    """Run the command in `folder`, again while it asks for that; returns its time. Other statuses fail."""
     folder.mkdir(parents=True, exist_ok=True)
-    seconds = 0.0
+    spent = Spent()
     while True:
-        attempt = _attempt(command, folder, None, env=env, seconds=0.0, limit=limit)
-        seconds += attempt.seconds
+        attempt = _attempt(command, folder, None, env=env, left=0.0, limit=limit)
+        spent += attempt.spent
         if attempt.status != RUN_AGAIN:
-            _must_be_well(attempt, command, "uninterrupted" if seconds == attempt.seconds else "run again")
-            return seconds
+            _must_be_well(attempt, command, "uninterrupted" if spent == attempt.spent else "run again")
+            return spent
 
 
 def run_killed(
@@ -133,22 +154,22 @@ def run_killed(
     folder: Path,
     moments: Sequence[Moment],
     *,
-    seconds: float,
+    whole: Spent,
     env: Mapping[str, str] | None = None,
     limit: float = 120.0,
 ) -> list[Attempt]:
     """Start the command, kill it at each moment in turn, and at last let it end.
 
-    One that asks to be started again is, and the moment's clock goes on. `seconds`: the uninterrupted time.
+    One that asks to be started again is, and the moment's clock goes on. `whole`: the uninterrupted time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     attempts = []
     for number, moment in enumerate(moments):
-        left = seconds * (moment.share or 0.0)
+        left = whole.until(moment)
         while True:
-            attempt = _attempt(command, folder, moment, env=env, seconds=left, limit=limit)
+            attempt = _attempt(command, folder, moment, env=env, left=left, limit=limit)
             attempts.append(attempt)
-            left -= attempt.seconds
+            left -= attempt.spent.cpu if moment.cpu else attempt.spent.clock
             if attempt.status != RUN_AGAIN:
                 break
         if attempt.status is not None:
@@ -214,7 +235,7 @@ def _attempt(
     moment: Moment | None,
     *,
     env: Mapping[str, str] | None,
-    seconds: float,
+    left: float,
     limit: float,
 ) -> Attempt:
     there = set(folder.absolute().glob(moment.file)) if moment and moment.file else set()
@@ -224,7 +245,7 @@ def _attempt(
         kill["KILL_WHEN_RENAMED"] = str(folder.absolute() / moment.file)
         kill["KILL_EXCEPT"] = os.pathsep.join(map(str, there)) if moment.new else ""
     with tempfile.TemporaryFile() as said:
-        start = time.monotonic()
+        start, before = time.monotonic(), _reaped()
         process = subprocess.Popen(
             list(command),
             cwd=folder,
@@ -237,23 +258,34 @@ def _attempt(
         try:
             while process.poll() is None:
                 passed = time.monotonic() - start
-                if moment and _has_come(moment, folder, there, passed, seconds):
+                if moment and _has_come(moment, folder, there, process.pid, passed, left):
                     break
                 if passed > limit:
                     raise AssertionError(f"still running after {limit:g} s: {_words(command)}\n{_tail(said)}")
-                time.sleep(POLL if moment else 10 * POLL)
+                time.sleep(POLL if moment and not moment.cpu else 10 * POLL)
             status = process.poll()
             if moment and status == -signal.SIGKILL:
                 status = None
         finally:
             _kill_all(process)
-        return Attempt(time.monotonic() - start, status, _tail(said))
+        return Attempt(Spent(time.monotonic() - start, _reaped() - before), status, _tail(said))
 
 
-def _has_come(moment: Moment, folder: Path, there: set[Path], passed: float, seconds: float) -> bool:
+def _has_come(moment: Moment, folder: Path, there: set[Path], group: int, passed: float, left: float) -> bool:
     if moment.file:
         return any(path not in there for path in folder.absolute().glob(moment.file))
-    return passed >= seconds
+    return (_cpu(group) if moment.cpu else passed) >= left
+
+
+def _reaped() -> float:
+    """Seconds of processor time of all processes that ended, and were waited for, so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _cpu(group: int) -> float:
+    """Seconds of processor time of a group's processes, and of those that they waited for."""
+    return sum(sum(map(int, fields[11:15])) for fields in _members(group)) / TICKS
 
 
 def _kill_all(process: "subprocess.Popen[bytes]") -> None:
@@ -270,14 +302,18 @@ def _kill_all(process: "subprocess.Popen[bytes]") -> None:
 
 def _group_lives(group: int) -> bool:
     """Whether a process of the group is left that is not a zombie (those wait for init, and do nothing)."""
+    return any(fields[0] not in "ZX" for fields in _members(group))
+
+
+def _members(group: int) -> Iterator[list[str]]:
+    """Of each process of the group the fields of /proc/PID/stat, from its state on."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, of_group = stat.read_text().rpartition(")")[2].split()[:3]
-        except (OSError, ValueError):
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
             continue
-        if int(of_group) == group and state not in "ZX":
-            return True
-    return False
+        if fields[2:3] == [str(group)]:
+            yield fields
 
 
 def _must_be_well(attempt: Attempt, command: Sequence[str], what: str) -> None:

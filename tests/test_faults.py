@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import Moment, assert_survives, at, differences, random_moments, when
+from tests.faults import (
+    Moment,
+    Spent,
+    assert_survives,
+    at,
+    differences,
+    random_moments,
+    run_killed,
+    run_whole,
+    when,
+)
 
 START = """
 import os, sys, time
@@ -118,6 +128,23 @@ def test_what_cannot_be_killed_is_caught(body: str, complaint: str, tmp_path: Pa
     moment = when("out/05") if "path" in body else at(0.5)
     with pytest.raises(AssertionError, match=complaint):
         check(body, tmp_path, [moment])
+
+
+BUSY = """
+while time.process_time() < 0.6:
+    sum(range(10_000))
+(out / "done").write_text("done")
+"""
+
+
+def test_shares_of_processor_time_do_not_mind_other_programs(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", "-c", START + BUSY]
+    spent = run_whole(command, tmp_path / "whole")
+    assert 0.5 < spent.cpu < 0.9
+    slow = Spent(clock=1000.0, cpu=spent.cpu)  # as if it had been run beside many others
+    (attempt,) = run_killed(command, tmp_path / "killed", [Moment(0.5, cpu=True)], whole=slow)
+    assert attempt.status is None
+    assert 0.45 * spent.cpu < attempt.spent.cpu < spent.cpu
 
 
 def test_kills_that_come_too_late_are_not_taken_for_proof(tmp_path: Path) -> None:

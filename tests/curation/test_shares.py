@@ -11,7 +11,7 @@ from curation import embed, near, search
 from dinov2.exits import UserError
 from tests.curation.pools import command, curate, make_pool
 from tests.curation.test_command import RESULTS, SMALL_PIECES
-from tests.faults import ROOT, differences, run_killed, when
+from tests.faults import ROOT, Spent, differences, run_killed, when
 
 
 def test_shards_in_any_order_one_of_them_killed_end_as_one_process(
@@ -41,7 +41,7 @@ def test_shards_in_any_order_one_of_them_killed_end_as_one_process(
     killed = command(*words, "output=out", "shard=1/3", "workers=1")
     with pytest.raises(UserError, match=r"is in use|lacks"):
         curate(*words, output, "shard=merge")
-    attempts = run_killed(killed, folder, [when("out/stages/ingest/pool/*.parquet")], seconds=0.0)
+    attempts = run_killed(killed, folder, [when("out/stages/ingest/pool/*.parquet")], whole=Spent())
     assert attempts[0].status is None
     assert [process.wait(100) for process in others] == [0, 0]
 
