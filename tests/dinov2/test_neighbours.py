@@ -8,7 +8,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
-from dinov2.neighbours import knn_classify, nearest
+from dinov2.neighbours import keys, knn_classify, nearest
 
 BACKENDS = ["torch", "faiss"]
 
@@ -144,3 +144,20 @@ def test_where_every_k_is_too_large_all_rows_vote():
     answers = knn_classify(train, torch.tensor([0, 1, 1]), train, classes=2, k=(10, 20))
     assert list(answers) == [3]
     assert answers[3].tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("threads", [1, keys.FEW_THREADS + 1])
+def test_keys_sort_by_value_and_then_by_column(threads):
+    random = np.random.default_rng(0)
+    value = random.normal(size=(5, 300)).astype(np.float32).round(1)  # many ties
+    value[:, :6] = [0.0, -0.0, -np.inf, 3e38, -1e-44, 1e-44]
+    column = np.stack([random.permutation(2**32 - 2 - np.arange(300)) for _ in range(5)])
+    column[:, 2] = keys.NONE
+    column[:, 9] = 0
+    order = np.lexsort((column, -value))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)  # on which it depends how they are sorted
+    found = keys.sort(keys.pack(torch.from_numpy(value), torch.from_numpy(column)))
+    torch.set_num_threads(before)
+    assert np.array_equal(keys.column_of(found), np.take_along_axis(column, order, 1))
+    assert np.array_equal(keys.value_of(found), np.take_along_axis(value, order, 1))
