@@ -144,7 +144,10 @@ def _check_known(test: Source, learnt: Labelled) -> None:
     listed = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
     numbers = all(name.isdecimal() for name in unknown)
     hint = f"; class_map={NUMBERS} takes them for places in the sorted list of those" if numbers else ""
-    raise UserError(f"{len(unknown)} classes of {test.name} are not in {learnt.source.name}: {listed}{hint}")
+    raise UserError(
+        f"{len(unknown)} classes of the test part, {test.name}, are not in the training part, "
+        f"{learnt.source.name}: {listed}{hint}"
+    )
 
 
 def _intersected(learnt: Labelled, test: Source, mapped: ClassMap | None) -> Parts:

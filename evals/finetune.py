@@ -44,6 +44,7 @@ from evals.config import LabelledConfig
 from evals.crops import crop_batches
 from evals.data import Labelled, Parts, labelled_parts
 from evals.drawing import draw_classification, draw_examples
+from evals.per_class import mean_per_class
 from evals.results import Outcome
 from evals.task import Task
 
@@ -225,10 +226,12 @@ def run(bench: Bench, parts: Parts, config: FinetuneConfig, work: Path) -> Outco
         draw_classification(page, parts, ids, truth, answer)
         draw_examples(page, parts, ids, truth, answer)
 
+    mean_class, spread = mean_per_class(right, truth)
     return Outcome(
         headline="top1",
-        metrics={"top1": 100 * float(right.mean())},
+        metrics={"top1": 100 * float(right.mean()), "mean_class": mean_class},
         scores={"top1": right},
+        intervals={"mean_class": spread},
         details={"steps": steps, "last_loss": tuning.losses[-1], **parts.details},
         draw=draw,
     )

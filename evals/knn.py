@@ -16,6 +16,7 @@ from evals.bench import Bench
 from evals.config import LabelledConfig
 from evals.data import Labelled, Parts, labelled_parts, per_class_draws
 from evals.drawing import draw_classification, draw_neighbours
+from evals.per_class import mean_per_class
 from evals.results import Outcome
 from evals.task import Task
 
@@ -45,7 +46,7 @@ def run(bench: Bench, parts: Parts, config: KNNConfig, work: Path) -> Outcome:
     """Top-1 accuracy for each k.
 
     A k larger than the training set is left out; where all are, its size is used. The headline is k = 20 as
-    in DINO, or the nearest k that is there: never the best on the test part.
+    in DINO, or the nearest k that is there: never the best on the test part. `mean_class` is of that k too.
     """
     train_ids, base = _features(bench, parts.train, config)
     test_ids, queries = _features(bench, parts.test, config)
@@ -69,6 +70,7 @@ def run(bench: Bench, parts: Parts, config: KNNConfig, work: Path) -> Outcome:
         for k, several in answers.items()
     }
     headline = min(answers, key=lambda k: (abs(k - HEADLINE), k))
+    mean_class, spread = mean_per_class(scores[f"top1_k{headline}"], truth)
 
     def draw(page: Page) -> None:
         shown = answers[headline][0]
@@ -77,8 +79,10 @@ def run(bench: Bench, parts: Parts, config: KNNConfig, work: Path) -> Outcome:
 
     return Outcome(
         headline=f"top1_k{headline}",
-        metrics={name: 100 * float(values.mean()) for name, values in scores.items()},
+        metrics={name: 100 * float(values.mean()) for name, values in scores.items()}
+        | {"mean_class": mean_class},
         scores=scores,
+        intervals={"mean_class": spread},
         details={"training_pictures": len(_draws(labels, config)[0]), **parts.details},
         draw=draw,
     )

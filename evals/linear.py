@@ -33,6 +33,7 @@ from evals.crops import crop_batches
 from evals.data import Labelled, Parts, held_out, labelled_parts
 from evals.drawing import draw_classification, draw_examples
 from evals.heads import HeadGrid, Kind
+from evals.per_class import mean_per_class
 from evals.ranks import dealt
 from evals.results import Outcome
 from evals.task import Task
@@ -114,10 +115,12 @@ def run(bench: Bench, parts: Parts, config: LinearConfig, work: Path) -> Outcome
         draw_examples(page, parts, test.ids, truth, shown)
 
     scores = right[best].double().numpy()
+    mean_class, spread = mean_per_class(scores, truth)
     return Outcome(
         headline="top1",
-        metrics={"top1": 100 * float(scores.mean())},
+        metrics={"top1": 100 * float(scores.mean()), "mean_class": mean_class},
         scores={"top1": scores},
+        intervals={"mean_class": spread},
         details={"best": heads[best], "heads": heads, "selected_on": config.select, **parts.details},
         draw=draw,
     )

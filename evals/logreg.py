@@ -15,6 +15,7 @@ from evals.config import LabelledConfig
 from evals.data import Parts, labelled_parts
 from evals.drawing import draw_classification, draw_examples
 from evals.logistic import Search
+from evals.per_class import mean_per_class
 from evals.results import Outcome
 from evals.task import Task
 from evals.vectors import vectors_of
@@ -68,10 +69,12 @@ def run(bench: Bench, parts: Parts, config: LogregConfig, work: Path) -> Outcome
 
     reached = [{"c": c, "holdout_top1": top1} for c, top1 in zip(search.grid, held, strict=True)]
     best = max(reached, key=lambda one: one["holdout_top1"])
+    mean_class, spread = mean_per_class(scores, test.labels)
     return Outcome(
         headline="top1",
-        metrics={"top1": 100 * float(scores.mean())},
+        metrics={"top1": 100 * float(scores.mean()), "mean_class": mean_class},
         scores={"top1": scores},
+        intervals={"mean_class": spread},
         details={"best": best, "converged": model.converged, "grid": reached, **parts.details},
         draw=draw,
     )

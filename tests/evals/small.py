@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dinov2.export import save_backbone
+from dinov2.features import Embeddings
 from dinov2.models.config import vit_config
 from dinov2.models.vit import VisionTransformer
 from evals.__main__ import main
@@ -42,3 +45,16 @@ def evaluated(place: Path, output: Path, *words: str, backbone: str | None = Non
     main([name, *words, *settings])
     (path,) = set(output.glob("results/*.json")) - before
     return json.loads(path.read_text())
+
+
+def features_of(output: Path, result: dict[str, Any], token: str = "cls") -> dict[str, NDArray[np.float64]]:
+    """What a command kept of the parts that its result names."""
+    found = {}
+    for part, facts in result["data"].items():
+        (folder,) = [
+            path.parent
+            for path in output.glob(f"features/*/{token}/meta.json")
+            if json.loads(path.read_text())["data"] == facts["fingerprint"]
+        ]
+        found[part] = np.array(Embeddings.open(folder).array(), dtype=np.float64)
+    return found

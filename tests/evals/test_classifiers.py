@@ -10,7 +10,12 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import (
+    accuracy_score,
+    adjusted_rand_score,
+    balanced_accuracy_score,
+    normalized_mutual_info_score,
+)
 from sklearn.neighbors import NearestCentroid
 
 from dinov2.exits import UserError
@@ -19,7 +24,8 @@ from evals.clustering import adjusted_rand, contingency, matching, mutual_inform
 from evals.fewshot import interval_of_tries, nearest_centroid
 from evals.heads import HeadGrid, Kind
 from evals.logistic import Logistic
-from tests.evals.small import evaluated
+from evals.per_class import mean_per_class
+from tests.evals.small import evaluated, features_of
 from tests.faults import assert_survives, when
 from tests.pictures import class_folder
 
@@ -81,6 +87,18 @@ def test_the_nearest_centroid_is_scikit_learns():
     assert np.array_equal(ours.numpy(), reference)
 
 
+@pytest.mark.parametrize("classes", [2, 7])
+def test_the_mean_per_class_is_scikit_learns(classes):
+    random = np.random.default_rng(classes)
+    truth = random.integers(0, classes, 200) ** 2  # of different sizes, and numbers that no picture has
+    answer = np.where(random.random(200) < 0.6, truth, 0)
+    figure, (low, high) = mean_per_class((answer == truth).astype(float), torch.from_numpy(truth))
+    assert figure == pytest.approx(100 * balanced_accuracy_score(truth, answer))
+    draws = (random.integers(0, 200, 200) for _ in range(1000))
+    again = [100 * balanced_accuracy_score(truth[rows], answer[rows]) for rows in draws]
+    assert (low, high) == pytest.approx(np.percentile(again, [2.5, 97.5]), abs=2)
+
+
 def test_the_interval_over_tries_is_students():
     values = np.random.default_rng(0).normal(60, 3, 10)
     reference = stats.t.interval(0.95, 9, loc=values.mean(), scale=stats.sem(values))
@@ -121,6 +139,12 @@ def test_the_commands_recognise_classes(place, tmp_path):
     grid = logreg["details"]["grid"]
     assert len(grid) == 12 and grid[0]["c"] == pytest.approx(1e-6) and grid[-1]["c"] == pytest.approx(1e5)
     assert logreg["details"]["best"]["holdout_top1"] == max(one["holdout_top1"] for one in grid)
+    rows = features_of(tmp_path, logreg)
+    model = LogisticRegression(C=logreg["details"]["best"]["c"], max_iter=5000, tol=1e-6)
+    answer = model.fit(rows["train"], np.repeat([0, 1, 2], 12)).predict(rows["test"])
+    truth = np.repeat([0, 1, 2], 8)
+    assert logreg["metrics"]["top1"] == pytest.approx(100 * accuracy_score(truth, answer))
+    assert logreg["metrics"]["mean_class"] == pytest.approx(100 * balanced_accuracy_score(truth, answer))
     few = evaluated(place, tmp_path, "fewshot", *SMALL, "shots=[1,5,50]", "tries=4")
     assert few["headline"] == "top1_n5" and set(few["metrics"]) == {"top1_n1", "top1_n5"}
     assert few["metrics"]["top1_n5"] == pytest.approx(np.mean(few["details"]["tries"]["top1_n5"]))

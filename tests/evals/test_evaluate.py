@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from dinov2.exits import UserError
-from dinov2.features import Embeddings
 from dinov2.models import load_backbone
 from evals.__main__ import main
 from evals.backbones import load
-from tests.evals.small import evaluated
+from tests.evals.small import evaluated, features_of
 from tests.faults import assert_survives, when
 from tests.pictures import class_folder, encoded, picture
 
@@ -24,14 +24,7 @@ QUICK = [*SMALL, "augment=false", "iterations=40", "batch_size=16", "learning_ra
 
 def test_knn_equals_scikit_learns_on_the_same_features(place, tmp_path, capsys):
     result = evaluated(place, tmp_path / "out", "knn", *SMALL, "k=[1,5,20,50]")
-    found = {}
-    for part in ("train", "test"):
-        (folder,) = [
-            path.parent
-            for path in (tmp_path / "out" / "features").glob("*/cls/meta.json")
-            if json.loads(path.read_text())["data"] == result["data"][part]["fingerprint"]
-        ]
-        found[part] = np.array(Embeddings.open(folder).array(), dtype=np.float64)
+    found = features_of(tmp_path / "out", result)
     labels = {part: np.repeat([0, 1, 2], len(rows) // 3) for part, rows in found.items()}
     for k in (1, 5, 20):
         votes = KNeighborsClassifier(
@@ -40,8 +33,11 @@ def test_knn_equals_scikit_learns_on_the_same_features(place, tmp_path, capsys):
             algorithm="brute",
             weights=lambda d: np.exp((1 - d) / 0.07),  # pyright: ignore[reportArgumentType]  # a callable is documented
         )
-        reference = 100 * votes.fit(found["train"], labels["train"]).score(found["test"], labels["test"])
+        votes.fit(found["train"], labels["train"])
+        reference = 100 * votes.score(found["test"], labels["test"])
         assert result["metrics"][f"top1_k{k}"] == pytest.approx(reference)
+    balanced = balanced_accuracy_score(labels["test"], votes.predict(found["test"]))
+    assert result["metrics"]["mean_class"] == pytest.approx(100 * balanced)  # of k = 20
     assert "top1_k50" not in result["metrics"]
     assert result["headline"] == "top1_k20"
     assert result["metrics"]["top1_k20"] > 60
@@ -124,7 +120,10 @@ def test_two_at_once_measure_once(place, tmp_path):
         (["BACKBONE", "knn", "train=flat", "test=DATA/val"], "have no label"),
         (["BACKBONE", "knn", "train=one", "test=one"], "train and test are the same pictures"),
         (["BACKBONE", "knn", "train=one", "test=DATA/val"], "give two or more classes"),
-        (["BACKBONE", "knn", "train=DATA/val", "test=other"], "1 classes of other are not in data-val: cat"),
+        (
+            ["BACKBONE", "knn", "train=DATA/val", "test=other"],
+            "1 classes of the test part, other, are not in the training part, data-val: cat",
+        ),
         (["BACKBONE", "knn", "data=DATA", "size=30"], "does not divide"),
         (["BACKBONE", "knn", "data=DATA", "k=[0]"], "numbers from 1 up"),
         (["BACKBONE", "knn", "data=DATA", "per_class=13"], "the smallest class has 12"),
