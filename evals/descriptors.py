@@ -1,7 +1,7 @@
 """A picture as one vector, for retrieval and copy detection: framing, pooling, whitening."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from dinov2.config import one_of
+from dinov2.config import listed, one_of
 from dinov2.data.sources import Source
 from dinov2.exits import UserError
 from dinov2.features import PRECISIONS, BackboneEmbedder, Embedder, as_tensor
@@ -28,10 +28,15 @@ Edit = Callable[[Image.Image], Image.Image]
 class DescriptorConfig(EvalConfig):
     token: str = "cls"  # what is compared: cls, mean or gem of the patches, joined by +, as in cls+gem
     fit: str = "crop"  # the centre, or the whole: as a square, or with its longest side of size pixels
+    scales: list[float] = listed(1.0)  # of size, at which a picture is seen; the vectors are averaged
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self.fit, FITS, "fit")
+        if not self.scales or min(self.scales) <= 0:
+            raise UserError(f"scales={self.scales}: give one or more above 0")
+        if self.backbone == PIXELS and self.scales != [1.0]:
+            raise UserError("pixels are seen at one size: leave out scales=")
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,33 @@ class _Prepared:
 
 
 class Describer:
-    """Turns sources into vectors of length 1, by the settings of a task."""
+    """Turns sources into vectors of length 1, by the settings of a task.
+
+    Of several scales it is the mean of their vectors, each of length 1, made of length 1 again. On Oxford and
+    Paris figures are usually of three scales, 1, 0.707 and 0.5 (arXiv 1711.02512).
+    """
+
+    def __init__(self, bench: Bench, config: DescriptorConfig) -> None:
+        self.bench = bench
+        self._scales = [_AtScale(bench, replace(config, size=size)) for size in _sizes(bench, config)]
+
+    def source(
+        self, source: Source, edit: Edit | None = None, **named: Any
+    ) -> tuple[list[str], Float[Tensor, "n dim"]]:
+        """Ids and vectors of the readable pictures, in order; of edited ones where there is an edit."""
+        ids, first = self._scales[0].source(source, edit, **named)
+        others = [scale.source(source, edit, **named) for scale in self._scales[1:]]
+        if any(found != ids for found, _ in others):
+            raise UserError(f"pictures of {source.name} changed meanwhile; run it again")
+        return ids, _joined([first, *(vectors for _, vectors in others)])
+
+    def picture(self, image: Image.Image) -> Float[Tensor, "dim"]:
+        """Of one picture in memory."""
+        return _joined([scale.picture(image) for scale in self._scales])
+
+
+class _AtScale:
+    """The same at one size."""
 
     def __init__(self, bench: Bench, config: DescriptorConfig) -> None:
         self.bench, self.config = bench, config
@@ -105,9 +136,8 @@ class Describer:
     def source(
         self, source: Source, edit: Edit | None = None, **named: Any
     ) -> tuple[list[str], Float[Tensor, "n dim"]]:
-        """Ids and vectors of the readable pictures, in order; of edited ones where there is an edit."""
         if self._whole is None and edit is None:
-            ids, vectors = self.bench.vectors(source, self.config.token)
+            ids, vectors = self.bench.vectors(source, self.config.token, self.config.size)
         else:
             embedder = Framed(self._plain, self._whole, edit, **named)
             found = self.bench.embedded(source, embedder, batch=self._batch)
@@ -117,14 +147,28 @@ class Describer:
         return ids, unit(torch.from_numpy(vectors))
 
     def picture(self, image: Image.Image) -> Float[Tensor, "dim"]:
-        """Of one picture in memory."""
         framed = Framed(self._plain, self._whole)
         vector = framed(framed.prepare(image)[None]).cpu()
         return unit(vector.half())[0]  # as rounded as those that lie in the cache
 
 
 def unit(vectors: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
-    return torch.nn.functional.normalize(vectors.float(), dim=1)
+    return torch.nn.functional.normalize(vectors.float(), dim=-1)
+
+
+def _joined(vectors: Sequence[Float[Tensor, "*n dim"]]) -> Float[Tensor, "*n dim"]:
+    return vectors[0] if len(vectors) == 1 else unit(torch.stack([*vectors]).mean(0))
+
+
+def _sizes(bench: Bench, config: DescriptorConfig) -> list[int]:
+    """Pixels at each scale; others than those asked for are brought to whole patches."""
+    if config.scales == [1.0]:
+        return [config.size]
+    patch = bench.backbone.patch_size
+    return [
+        config.size if scale == 1 else max(1, round(config.size * scale / patch)) * patch
+        for scale in config.scales
+    ]
 
 
 @dataclass(frozen=True)
@@ -178,7 +222,7 @@ def _whole(bench: Bench, config: DescriptorConfig) -> Whole | None:
 def _plain(bench: Bench, config: DescriptorConfig) -> Embedder:
     """What makes vectors of tensors; how it would crop is not used where pictures are seen whole."""
     if config.fit == "crop" or config.backbone == PIXELS:
-        return bench.embedder(config.token)
+        return bench.embedder(config.token, config.size)
     backbone = bench.backbone
     if len(backbone.normalisation[0]) != len(IMAGENET[0]) or backbone.value_range:
         raise UserError(f"fit={config.fit} is for pictures of 8 bits and three channels; leave it at crop")

@@ -3,16 +3,24 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
+from dinov2.config import read
+from dinov2.data.decode import decode
+from dinov2.data.sources import open_source
 from dinov2.exits import UserError
+from dinov2.models import load_backbone
 from evals.__main__ import main
-from evals.descriptors import Whitening, Whole
+from evals.bench import Bench
+from evals.descriptors import Describer, Whitening, Whole
+from evals.retrieval import RetrievalConfig
 from tests.evals.small import result_of, small_backbone
 from tests.pictures import class_folder, picture
 
@@ -132,6 +140,39 @@ def test_pictures_are_seen_whole_where_that_is_asked(backbone, tmp_path, fit):
     assert Whole(224, False, 14).sides(640, 480) == (224, 168)
     assert Whole(224, False, 14).sides(1000, 10) == (224, 14)
     assert Whole(224, True, 14).sides(640, 480) == (224, 224)
+
+
+def test_several_scales_are_averaged(backbone, tmp_path):
+    root = landmarks(tmp_path / "set")
+    (root / "gnd_small.json").write_text(json.dumps(TRUTH))
+    words = ["retrieval", *SMALL, f"data={root}", "fit=longest", f"output={tmp_path / 'out'}"]
+    config = read(RetrievalConfig, [*words[1:], "scales=[1,0.7071,0.5]", f"backbone={backbone}"])
+    describer, model = Describer(Bench(config), config), load_backbone(backbone)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in model.normalisation)
+
+    def reference(image: Image.Image) -> torch.Tensor:
+        vectors = []
+        for longest in (32, 24, 16):  # in whole patches of 8
+            sides = [8 * round(longest * side / max(image.size) / 8) for side in image.size]
+            pixels = torch.from_numpy(np.array(image.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)))
+            with torch.no_grad():
+                vector = model(((pixels.permute(2, 0, 1) / 255 - mean) / std)[None])[0]
+            vectors.append(vector / vector.norm())
+        return sum(vectors, torch.zeros(48)) / torch.stack(vectors).sum(0).norm()
+
+    source = open_source(str(root / "jpg"))
+    _, found = describer.source(source)
+    images = [decode(source.read(row)) for row in range(len(source))]
+    assert torch.allclose(found, torch.stack([reference(image) for image in images]), atol=1e-3)
+    assert torch.allclose(describer.picture(images[0]), found[0], atol=1e-6)
+    alone = Describer(Bench(config), replace(config, scales=[1.0])).source(source)[1]
+    assert not torch.allclose(found, alone, atol=1e-2)
+    main([backbone, *words, "scales=[1,0.7071,0.5]"])
+    for wrong, said in (("scales=[]", "give one or more above 0"), ("scales=[0.5,-1]", "above 0")):
+        with pytest.raises(UserError, match=said):
+            main([backbone, *words, wrong])
+    with pytest.raises(UserError, match="seen at one size"):
+        main(["pixels", *words, "scales=[0.5]"])
 
 
 def test_whitened_vectors_spread_alike_in_all_directions():
