@@ -42,9 +42,9 @@ class Judged:
         return micro_average_precision(self.scores.ravel(), self.right.ravel(), total, weights)
 
     def first(self) -> float:
-        """The share of copies whose nearest reference is right."""
+        """The share of copies whose nearest reference is right; 0 where there are no copies."""
         some = self.wanted > 0
-        return float(self.right[some, 0].mean()) if some.any() else float("nan")
+        return float(self.right[some, 0].mean()) if some.any() else 0.0
 
     def found(self) -> list[Found]:
         """Of the queries that are copies of something."""
@@ -86,13 +86,11 @@ def outcome_of(
         metrics={
             "micro_ap": 100 * judged.micro_ap(total=total),
             "recall@p90": 100 * recall,
-            "recall@1": 100 * float(judged.right[copies, 0].mean()),
+            "recall@1": 100 * judged.first(),
         },
         intervals={
             "micro_ap": of_statistic(micro_ap, pictures),
-            "recall@1": of_sums(
-                np.stack(first, axis=1), lambda sums: 100 * sums[0] / sums[1] if sums[1] else np.nan
-            ),
+            "recall@1": of_sums(np.stack(first, axis=1), _share),
         },
         details=details
         | {

@@ -46,8 +46,8 @@ class Outcome:
         metrics: by name, in percent or in the unit that `units` says.
         units: of the metrics that are not in percent: "m", or "" for a plain number.
         lower: the metrics that are better the lower they are, as errors are.
-        scores: for metrics that are means over the test pictures, in percent, what share of it each picture
-            has (1 right, 0 wrong); their intervals are drawn from it.
+        scores: for metrics that are means over the test pictures, what each picture has; of those in percent
+            its share (1 right, 0 wrong). Their intervals are drawn from it.
         intervals: of other metrics, low and high in the metric's unit; see `evals.bootstrap`.
         details: whatever else the result file is to hold.
         draw: adds pictures and tables to the result's page.
@@ -166,8 +166,13 @@ def _rounded(value: float, unit: str, finer: bool = False) -> str:
 
 
 def _intervals(outcome: Outcome) -> dict[str, tuple[float, float]]:
-    drawn = {name: of_mean(scores) for name, scores in outcome.scores.items()} | dict(outcome.intervals)
+    drawn = {name: _of_scores(outcome, name) for name in outcome.scores} | dict(outcome.intervals)
     return {name: ends for name, ends in drawn.items() if np.isfinite(ends).all()}
+
+
+def _of_scores(outcome: Outcome, name: str) -> tuple[float, float]:
+    low, high = of_mean(outcome.scores[name])
+    return (low, high) if outcome.units.get(name, PERCENT) == PERCENT else (low / 100, high / 100)
 
 
 def _place(result: dict[str, Any]) -> list[str]:

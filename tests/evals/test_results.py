@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from evals.bootstrap import of_mean, of_statistic, of_sums
-from evals.results import Outcome, between, described, valued
+from evals.results import Outcome, _intervals, between, described, valued
 
 
 def test_the_interval_of_a_mean_is_that_of_drawing_pictures_again():
@@ -55,5 +55,8 @@ def test_a_result_says_its_figures_in_their_own_units():
     del result["units"]  # a result of format 1.0
     assert valued(result, "rmse") == "0.5%"
     assert between(result, "rank") == ""
+    away = np.random.default_rng(0).random(400)
+    metres = Outcome(headline="rmse", metrics={"rmse": 0.5}, units={"rmse": "m"}, scores={"rmse": away})
+    assert _intervals(metres)["rmse"] == pytest.approx(np.array(of_mean(away)) / 100)
     with pytest.raises(ValueError, match="top2: not among the metrics"):
         Outcome(headline="top1", metrics={"top1": 1.0}, lower=("top2",))

@@ -1,6 +1,7 @@
 """A suite by the command: what is left out, what fails, what continues; and comparing what came of it."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from evals.__main__ import main
 from evals.registry import TASKS
 from evals.suite import Suite
 from tests.evals.small import small_backbone
+from tests.faults import assert_survives, when
 from tests.pictures import class_folder
 
 RUNS = [
@@ -135,6 +137,34 @@ def test_backbones_beside_each_other_and_beside_the_papers(place, capsys, monkey
     for wrong in (["nowhere"], ["."], ["own.yaml"], ["cut.jsonl"], ["page=x"], []):
         with pytest.raises((UserError, SystemExit)):
             compare.main(wrong)
+
+
+def test_a_killed_suite_continues_to_the_same_results(place, tmp_path):
+    """Killed with one result there, and the features of the next task without their result."""
+
+    def numbers(path: Path):
+        text = path.read_text()
+        lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+        return [json.loads(line) | {"seconds": None} for line in lines]
+
+    runs = [
+        {"task": "knn", "data": "{classes}", "k": [1, 5]},
+        {"task": "retrieval", "test": "{classes}/val", "token": "gem"},
+        {"task": "health", "data": "{classes}/val"},
+    ]
+    (place / "own.yaml").write_text(yaml.safe_dump({"sets": {"classes": "x"}, "runs": runs}))
+    assert_survives(
+        [sys.executable, "-m", "evals", *words(place)[:-2], "output=out", f"cache={place / 'cache'}"],
+        tmp_path / "runs",
+        results=["out/results.jsonl", "out/report.html", "out/results/[!.]*", "out/features/*/*/*.npy"],
+        read={
+            "out/results.jsonl": numbers,
+            "out/results/*.json": numbers,
+            "out/results/*.html": lambda page: None,  # it says seconds; that it is there is enough
+        },
+        moments=[when("out/features/*/gem/meta.json")],
+        env={"OMP_NUM_THREADS": "1"},
+    )
 
 
 def entry(backbone: str, value: float, low: float, high: float, **more: object) -> compare.Entry:
