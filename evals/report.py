@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from dinov2.pages import Page
-from evals.results import Outcome, between, read_all, valued
+from evals.results import Outcome, between, headline_first, read_all, valued
 
 REPORT = "report.html"
 
@@ -16,7 +16,7 @@ def write_result_page(path: Path, result: dict[str, Any], outcome: Outcome) -> N
     """The page of one result."""
     page = Page(f"{result['task']}: {shown_name(result)}", subtitle=_data_line(result))
     page.numbers(
-        {name: (valued(result, name), between(result, name)) for name in result["metrics"]}
+        {name: (valued(result, name), between(result, name)) for name in headline_first(result)}
         | {"seconds": round(result["seconds"]["total"], 1)}
     )
     if outcome.draw is not None:

@@ -133,12 +133,16 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def described(result: dict[str, Any]) -> str:
     """The metrics of a result in a line, the headline first."""
-    names = sorted(result["metrics"], key=lambda name: name != result["headline"])
     parts = []
-    for name in names:
+    for name in headline_first(result):
         spread = between(result, name)
         parts.append(f"{name} {valued(result, name, finer=True)}" + (f" ({spread})" if spread else ""))
     return ", ".join(parts)
+
+
+def headline_first(result: dict[str, Any]) -> list[str]:
+    """The names of its metrics."""
+    return sorted(result["metrics"], key=lambda name: name != result["headline"])
 
 
 def valued(result: dict[str, Any], name: str, *, finer: bool = False) -> str:
