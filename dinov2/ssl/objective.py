@@ -179,6 +179,8 @@ def objective(
     with torch.no_grad():
         seen = teacher(views.crops()[:1], masked)
         scores = {name: getattr(seen, name).scores() for name in ("dino", "ibot") if getattr(seen, name)}
+        teacher_cls = seen.cls
+        del seen  # with normalised prototypes, which would stay while the student computes
         made = _targets(scores, centers, rates, targets, losses.chunk)
     student_says = student(views.crops(), masked, views.masks if views.hidden else None, generator)
     exchange = Exchange(
@@ -195,9 +197,9 @@ def objective(
         losses={
             name: LOSSES[name](exchange) for name in losses.weights() if name != "gram" or anchor is not None
         },
-        figures=_figures(exchange, seen),
+        figures=_figures(exchange, teacher_cls),
         totals={name: score_totals(own) for name, own in scores.items()} if centering else {},
-        features=seen.cls.chunk(2)[0],
+        features=teacher_cls.chunk(2)[0],
     )
 
 
@@ -227,8 +229,8 @@ def _targets(
 
 
 @torch.no_grad()
-def _figures(seen: Exchange, teacher: Projections) -> dict[str, Float[Tensor, ""]]:
+def _figures(seen: Exchange, teacher: Tensor) -> dict[str, Float[Tensor, ""]]:
     rows, prototypes = seen.dino.scores.shape
     parts = slices(rows, prototypes, seen.config.chunk, seen.dino.columns.device)
     pairs = ((seen.dino.of(part), wide(seen.student.dino.scores(part))) for part in parts)
-    return figures(pairs, teacher.cls)
+    return figures(pairs, teacher)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from dinov2.allocator import keep_freed_memory
 from dinov2.checkpoint import Checkpoints
 from dinov2.config import read
 from dinov2.console import run
@@ -45,6 +46,8 @@ def main(words: list[str]) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
+    if config.keep_memory and device.type == "cpu":
+        keep_freed_memory()
     with process_group(device):
         source = training_source(config)
         with claim(config.output, config) if is_main() else nullcontext(Path(config.output)) as folder:

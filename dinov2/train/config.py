@@ -33,7 +33,7 @@ class ModelConfig:
     rope_shift: float = 0.0  # largest shift of rotary coordinates drawn in a step
     rope_jitter: float = 1.0  # largest factor drawn for each axis; 1 for none
     rope_rescale: float = 2.0  # largest factor drawn for both axes (DINOv3); 1 for none
-    checkpointing: str = runtime("none")  # none, selective or full: the backward pass computes blocks again
+    checkpointing: str = runtime("auto")  # what backward computes again: none, light, selective, full
     local_norm: bool = False  # an output norm of their own for local crops (DINOv3)
 
     @property
@@ -150,6 +150,8 @@ class TrainConfig:
     workers: int = runtime(1)  # processes that read and augment pictures, beside each training process
     sharding: ShardingConfig = runtime(ShardingConfig)
     compile: bool = runtime(False)  # blocks by torch.compile; the first step takes a minute or more
+    onednn: bool = runtime(True)  # linear layers in fp32 on a CPU by oneDNN, not by torch's own choice
+    keep_memory: bool = runtime(True)  # on a CPU: what a step frees stays with the process for the next one
     threads: int = runtime(0)  # of torch on the CPU; 0: as torch finds
     cache: str = runtime("")  # folder for what comes from URLs, and for indexes of tars
     tensorboard: bool = runtime(True)  # write TensorBoard events
@@ -198,7 +200,7 @@ class TrainConfig:
             raise UserError("all losses have weight 0; give one a weight, such as losses.dino=1")
 
     def _check_network(self) -> None:
-        one_of(self.model.checkpointing, CHECKPOINTING, "model.checkpointing")
+        one_of(self.model.checkpointing, ("auto", *CHECKPOINTING), "model.checkpointing")
         if not self.model.is_vit and "ibot" in self.weights():
             raise UserError(f"model.size={self.model.size} has no mask token; set losses.ibot=0")
         if len(self.augment.mean) != self.model.channels:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from dinov2.checkpoint import Checkpoints
 from dinov2.exits import UserError
 from dinov2.models.backbone import Backbone
+from dinov2.models.linear import use_onednn
 from dinov2.models.recompute import checkpoint_layers, compile_layers
 from dinov2.optim import make_optimizer
 from dinov2.parallel import all_max
@@ -53,7 +54,10 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
     for branch in (student, teacher):
         branch.backbone.normalisation = tuple(config.augment.mean), tuple(config.augment.std)
         branch.backbone.value_range = tuple(config.augment.value_range)
-    checkpoint_layers(student.backbone.layers(), config.model.checkpointing)
+    checkpoint_layers(student.backbone.layers(), _computed_again(config, student, device))
+    if config.onednn and not config.compile and device.type == "cpu" and config.precision == "fp32":
+        for branch in (student, teacher):
+            use_onednn(branch)
     if config.compile:
         for branch in (student, teacher):
             compile_layers(branch.backbone.layers())
@@ -66,6 +70,17 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
         frozen=frozen_teacher(config, device) if config.distill else None,
         anchor=make_anchor(network, device, config.sharding) if "gram" in config.weights() else None,
     )
+
+
+def _computed_again(config: TrainConfig, student: Branch, device: torch.device) -> str:
+    """What `model.checkpointing=auto` stands for."""
+    how = config.model.checkpointing
+    if how != "auto":
+        return how
+    if config.compile or not student.backbone.layers():  # a compiler itself knows what is cheap to have again
+        return "none"
+    # beside products in float32 on a CPU, computing all but these again takes no time to speak of
+    return "selective" if device.type == "cpu" and config.precision == "fp32" else "light"
 
 
 def save(state: State, checkpoints: Checkpoints) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from dinov2.allocator import keep_freed_memory
 from dinov2.config import read
 from dinov2.data.masks import draw_masks
 from dinov2.optim import Schedules, clip_gradients, set_rates, update_average
@@ -85,6 +86,8 @@ def one_step(config: TrainConfig, state: State, shown: Views, step: int) -> dict
 def ours(form: str, steps: int) -> dict[str, Any]:
     """Seconds of each step and part, and the peak memory, of one of our forms."""
     config = read(TrainConfig, [*WORDS, f"precision={'bf16' if form == 'bf16' else 'fp32'}"])
+    if config.keep_memory:
+        keep_freed_memory()
     state, shown = fresh_state(config, "", CPU), views(config)
     if form.startswith("plain"):
         optimizer = torch.optim.AdamW(state.student.parameters())

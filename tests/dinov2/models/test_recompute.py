@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from dinov2.exits import UserError
-from dinov2.models.recompute import checkpoint_layers, compile_layers
+from dinov2.models.recompute import CHEAP, checkpoint_layers, compile_layers
 from dinov2.models.vit import VisionTransformer
 from tests.dinov2.models.weights import small_vit
 
@@ -42,7 +43,7 @@ def kept_bytes(vit: VisionTransformer) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("how", ["selective", "full"])
+@pytest.mark.parametrize("how", ["light", "selective", "full"])
 def test_what_is_computed_again_has_equal_gradients(how: str, dtype: torch.dtype) -> None:
     plain, saving = trained(), trained()
     checkpoint_layers(saving.layers(), how)
@@ -55,6 +56,21 @@ def test_full_checkpointing_keeps_less_than_a_third() -> None:
     plain, saving = trained(), trained()
     checkpoint_layers(saving.layers(), "full")
     assert kept_bytes(saving) < kept_bytes(plain) / 3
+
+
+@pytest.mark.parametrize("how", ["none", "light"])
+def test_light_checkpointing_keeps_no_result_of_norms_and_activations(how: str) -> None:
+    vit, given = trained(), []
+    checkpoint_layers(vit.layers(), how)
+    for module in vit.blocks.modules():
+        if isinstance(module, CHEAP):
+            module.register_forward_hook(
+                lambda _, inputs, output: given.append(StorageWeakRef(output.untyped_storage()))
+            )
+    features = vit.forward_packed(CROPS, None, torch.Generator().manual_seed(0))
+    assert features
+    assert len(given) == 3 * len(vit.blocks)
+    assert {result.expired() for result in given} == {how == "light"}
 
 
 def test_a_network_without_blocks_says_so() -> None:
