@@ -130,10 +130,13 @@ def histogram(
 
 
 def _mark(axes: "Axes", marks: Mapping[str, float]) -> None:
+    names: dict[float, list[str]] = {}  # of one place are written in one line
     for name, place in marks.items():
+        names.setdefault(place, []).append(name)
+    for place, those in names.items():
         axes.axvline(place, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
-            f"{name} ",
+            f"{', '.join(those)} ",
             (place, 1),
             xycoords=("data", "axes fraction"),
             rotation=90,
