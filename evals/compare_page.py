@@ -1,6 +1,7 @@
 """The page of `dinov2 compare`: a table of backbones by tasks, a chart for each task, the papers' figures."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def write_comparison(path: Path, columns: Sequence[Column], backbones: Sequence[
     )
     page.heading("All results")
     page.table(
-        ["task and data", "metric", *(short_name(name) for name in backbones)],
+        ["task and data", "metric", *map(_header, backbones)],
         [_row(column, backbones, path) for column in columns],
         caption="In bold: better than every other by more than the 95% intervals, bootstrapped over the test "
         "pictures. Each figure leads to its own page.",
@@ -45,6 +46,12 @@ def write_comparison(path: Path, columns: Sequence[Column], backbones: Sequence[
         )
         page.table(["compare with", "backbone", "figure", "what differs", "source"], rows)
     page.write(path)
+
+
+def _header(backbone: str) -> Markup:
+    """Its name, which may be broken: several long ones would not fit beside each other."""
+    parts = re.split(r"(?<=[:/_?&])", short_name(backbone))
+    return Markup('<span class="breakable">{}</span>').format(Markup("<wbr>").join(parts))
 
 
 def _row(column: Column, backbones: Sequence[str], path: Path) -> list[Markup | str | None]:

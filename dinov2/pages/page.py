@@ -134,7 +134,8 @@ def _column_kind(values: Sequence[Value]) -> Literal["number", "long", "short"]:
     there = [value for value in values if value is not None and value not in ("", "–")]
     if there and all(isinstance(value, int | float) or NUMBER.fullmatch(value) for value in there):
         return "number"
-    return "long" if any(isinstance(value, str) and len(value) > LONG for value in there) else "short"
+    shown = [value.striptags() if isinstance(value, Markup) else str(value) for value in there]
+    return "long" if any(len(text) > LONG for text in shown) else "short"
 
 
 def _inline(text: str) -> Markup:

@@ -17,6 +17,7 @@ import torch
 
 from evals.heads import HeadGrid, Kind
 from evals.linear import RATES
+from evals.logistic import Logistic, Search
 from tests.benchmarks.curation import sheet
 from tests.benchmarks.figures import ROOT, Benchmark, Rows, product_rate, run
 
@@ -87,6 +88,17 @@ def features(scale: float, data: Path) -> Rows:
     ]
 
 
+def logreg(scale: float, data: Path) -> Rows:
+    """All values of C, each from the solution of the one before, on classes that overlap."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(int(10_000 * scale)) % 100
+    rows = 0.6 * torch.randn(100, DIM, generator=generator)[labels]
+    rows += 4 * torch.randn(len(labels), DIM, generator=generator)
+    model, grid = Logistic(), Search().grid
+    spent = _seconds(lambda: [model.fit(rows, labels, c) for c in grid])
+    return [(f"{len(grid)} values of C, 100 classes", f"{len(labels):,} x {DIM}, {spent:.0f} s")]
+
+
 def _seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
@@ -107,7 +119,7 @@ def _measured(
     return median(seconds), ("of the rate of a matrix product before or after, the larger", figure)
 
 
-BENCHMARKS: dict[str, Benchmark] = {each.__name__: each for each in (knn, grid, features)}
+BENCHMARKS: dict[str, Benchmark] = {each.__name__: each for each in (knn, grid, features, logreg)}
 
 if __name__ == "__main__":
     run(
