@@ -5,7 +5,8 @@
 #   make install              .venv alone; PYTHON=python3.12 makes it with another interpreter (3.11 to 3.13)
 #   make test                 all quick tests, 15 minutes on 2 cores; make test-long has the others
 #   make test-slurm           the longer tests on a real SLURM, which the tests install (as root) and start
-#   make bench [PEER=PYTHON]  a training step against its plain form, and lightly-train where PEER has it
+#   make bench [PEER=PYTHON]  training step, data and start against a plain form, and lightly-train where PEER has it,
+#                             to docs/benchmarks/speed.md; eight minutes
 #   make bench-curation       speed and recall of curation's engines, to docs/benchmarks/curation.md; half an hour
 #   make bench-evals          speed and memory of evaluation's, to docs/benchmarks/evals.md; a few minutes
 #   make bench-training       our training against lightly-train's DINOv2, to docs/benchmarks/training.json; DATA= a
@@ -60,7 +61,7 @@ test-slurm: .venv/.installed-test
 	.venv/bin/python -m pytest -q -m slurm
 
 bench: .venv/.installed-test
-	.venv/bin/python -m tests.benchmarks.step peer=$(call quoted,$(PEER))
+	PEER=$(call quoted,$(PEER)) .venv/bin/python -m tests.benchmarks.speed
 
 bench-curation: .venv/.installed-test
 	.venv/bin/python -m tests.benchmarks.curation

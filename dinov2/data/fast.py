@@ -35,6 +35,7 @@ from dinov2.data.decode import MAX_PIXELS, decode, jpeg_header
 from dinov2.exits import UserError
 
 GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue: ITU-R BT.601, as Pillow has it
+UNIT = np.eye(3)
 SOLARISED = np.where(np.arange(256) < SOLARISE_FROM, np.arange(256), 255 - np.arange(256)).astype(np.uint8)
 HUE = 3  # in CropPlan.colours
 Array = UInt8[np.ndarray, "height width 3"]
@@ -170,7 +171,7 @@ def _lit(crop: Array, light: Light) -> Array:
         return crop
     cv2, _ = _libraries()
     matrix = np.empty((3, 4))
-    matrix[:, :3] = light.own * np.eye(3) + light.grey * GREY
+    matrix[:, :3] = light.own * UNIT + light.grey * GREY
     matrix[:, 3] = light.mean * (GREY @ cv2.mean(crop)[:3]) if light.mean else 0.0
     return cv2.transform(crop, matrix)
 

@@ -10,12 +10,11 @@ the same process measures next to it, since other programs may share the machine
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,16 @@ Rows = list[tuple[str, str]]
 Benchmark = Callable[[float, Path], Rows]  # of the scale and the folder of real pictures
 
 
-def product_rate(dimension: int) -> float:
-    """Floating-point operations a second of a large float32 product on all threads, the best of several."""
-    a, b, out = torch.randn(4096, dimension), torch.randn(4096, dimension), torch.empty(4096, 4096)
+def peak_memory() -> float:
+    """Of this process so far, in GiB. (What getrusage says begins with what the parent held.)"""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
+
+
+def product_rate(dimension: int, dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations a second of a large product on all threads, the best of several."""
+    a, b = (torch.randn(4096, dimension).to(dtype) for _ in range(2))
+    out = torch.empty(4096, 4096, dtype=dtype)
     best = 0.0
     for _ in range(6):
         start = time.perf_counter()
@@ -40,7 +46,14 @@ def product_rate(dimension: int) -> float:
 
 
 def run(
-    module: str, words: list[str], benchmarks: dict[str, Benchmark], *, page: Path, title: str, command: str
+    module: str,
+    words: list[str],
+    benchmarks: dict[str, Benchmark],
+    *,
+    page: Path,
+    title: str,
+    command: str,
+    packages: Sequence[str] = ("torch", "faiss-cpu", "numpy", "scikit-learn"),
 ) -> None:
     """Run those that `words` name, or all, each as `python -m module NAME`; see this module's docstring."""
     told = dict(word.split("=", 1) for word in words if "=" in word)
@@ -50,10 +63,8 @@ def run(
     data = Path(told.get("data", os.environ.get("DINOV2_TEST_DATA", ROOT.parent / "shared" / "data")))
     if "inside" in told:  # the process of one benchmark
         rows = benchmarks[names[0]](float(told["scale"]), data)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        Path(told["inside"]).write_text(
-            json.dumps([*rows, ("peak memory of the process", f"{peak:.2f} GiB")])
-        )
+        peak = ("peak memory of the process", f"{peak_memory():.2f} GiB")
+        Path(told["inside"]).write_text(json.dumps([*rows, peak]))
         return
     results: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
     for name in names:
@@ -65,22 +76,22 @@ def run(
                 check=True,
             )
             rows = json.loads(Path(file.name).read_text())
-        results[name] = {"rows": rows, "scale": float(told.get("scale", 1)), "where": _where()}
+        results[name] = {"rows": rows, "scale": float(told.get("scale", 1)), "where": _where(packages)}
         print(*(f"{name}: {what}: {figure}" for what, figure in rows), sep="\n", flush=True)
         page.parent.mkdir(parents=True, exist_ok=True)
         store.write_text(json.dumps(results, indent=1) + "\n")
         page.write_text(_page(results, list(benchmarks), title, command))
 
 
-def _where() -> str:
+def _where(packages: Sequence[str]) -> str:
     about = (
         line.partition(": ")[2]
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if "model name" in line
     )
-    packages = [f"{name} {version(name)}" for name in ("torch", "faiss-cpu", "numpy", "scikit-learn")]
+    versions = [f"{name} {version(name)}" for name in packages]
     machine = f"{len(os.sched_getaffinity(0))} cores of {next(about, platform.machine())}"
-    return ", ".join([time.strftime("%Y-%m-%d"), machine, f"Python {platform.python_version()}", *packages])
+    return ", ".join([time.strftime("%Y-%m-%d"), machine, f"Python {platform.python_version()}", *versions])
 
 
 def _page(results: dict[str, Any], names: list[str], title: str, command: str) -> str:

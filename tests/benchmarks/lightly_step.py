@@ -1,6 +1,6 @@
 """Steps of lightly-train's DINOv2, timed from outside; run by an interpreter that has it installed.
 
-    PYTHON lightly_step.py PICTURES STEPS PRECISION
+    PYTHON -m tests.benchmarks.lightly_step PICTURES STEPS PRECISION
 
 Prints a line of JSON: seconds of each step (data apart), and the process's peak memory. Telemetry is off.
 """
@@ -19,7 +19,7 @@ os.environ["LIGHTLY_TRAIN_EVENTS_DISABLED"] = "1"
 import torch
 
 try:  # a torchvision for CUDA beside a torch for CPUs: see dinov2/vision_ops.py
-    import torchvision  # noqa: F401
+    import torchvision  # noqa: F401  # whether it can be imported is the question
 except RuntimeError:
     LIBRARY = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
@@ -27,15 +27,19 @@ except RuntimeError:
 
 import pytorch_lightning  # pyright: ignore  # of the other environment
 
+from tests.benchmarks.figures import peak_memory
+
 SECONDS: list[float] = []
+PROCESSOR: list[float] = []  # seconds of all threads
 
 
 class Clock(pytorch_lightning.Callback):
     def on_train_batch_start(self, *given: object) -> None:
-        self.start = time.perf_counter()
+        self.start, self.begin = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(self, *given: object) -> None:
         SECONDS.append(time.perf_counter() - self.start)
+        PROCESSOR.append(time.process_time() - self.begin)
 
 
 def main(pictures: str, steps: int, precision: str) -> None:
@@ -61,9 +65,8 @@ def main(pictures: str, steps: int, precision: str) -> None:
             accelerator="cpu",
             devices=1,
         )
-    status = Path("/proc/self/status").read_text().splitlines()
-    held = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    told = {"seconds": SECONDS, "gib": held / 2**20, "version": version("lightly-train")}
+    told: dict[str, Any] = {"seconds": SECONDS, "processor": PROCESSOR, "gib": peak_memory()}
+    told["version"] = version("lightly-train")
     print(json.dumps(told))
 
 
