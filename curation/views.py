@@ -104,7 +104,7 @@ class Cropped:
     def __init__(self, thumbs: Stack, whitening: Whitening, window: int) -> None:
         self._thumbs, self._whitening = thumbs, whitening
         left, top = WINDOWS[window]
-        self._box = tuple(THUMB * at for at in (left, top, left + WINDOW, top + WINDOW))
+        self._box = THUMB * left, THUMB * top, THUMB * (left + WINDOW), THUMB * (top + WINDOW)
         self.shape = (len(thumbs), whitening.matrix.shape[1])
 
     def __len__(self) -> int:

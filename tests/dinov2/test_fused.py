@@ -44,7 +44,8 @@ def _by_the_kernel(device: str) -> dict[Case, list[Tensor]]:
     found = {}
     for case in CASES:
         student, prototypes, teacher, center = (x.to(device) for x in case.inputs())
-        student.requires_grad_(), prototypes.requires_grad_()
+        student.requires_grad_()
+        prototypes.requires_grad_()
         targets = centered(teacher, center, 0.07)
         if case.kind == "dino":
             loss = cross_entropy.dino(student, prototypes, targets, chunk=2 * K)
