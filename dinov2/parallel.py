@@ -132,8 +132,6 @@ def shard(
 @cache
 def _mesh(kind: str, copies: int) -> DeviceMesh:
     """Ranks as a line, or as copies x shards; made once, by all ranks."""
-    if world() % copies:
-        raise UserError(f"sharding.copies={copies} does not divide {world()} processes")
     if copies == 1:
         return init_device_mesh(kind, (world(),))
     return init_device_mesh(kind, (copies, world() // copies), mesh_dim_names=("copies", "shards"))

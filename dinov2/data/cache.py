@@ -95,10 +95,10 @@ class Cache:
                 _run(address.partition("#version=")[0].removeprefix("pipe:"), part)
             else:
                 self._download(address, part)
-            size = part.stat().st_size
-            self._make_room(size, address)
-            file = io.FileIO(part)  # before it has its name: others who make room may delete it at once
-            os.replace(part, path)
+            with lock(self.folder / "locks" / "room"):  # or two copies would each fit, and not both
+                self._make_room(part.stat().st_size, address)
+                file = io.FileIO(part)  # before it has its name: others who make room may delete it at once
+                os.replace(part, path)
             return file
         finally:
             part.unlink(missing_ok=True)

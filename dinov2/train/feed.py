@@ -48,6 +48,8 @@ def training_source(config: TrainConfig) -> Source:
         )
     if config.batch % world():
         raise UserError(f"batch={config.batch} cannot be shared equally by {world()} processes")
+    if world() % config.sharding.copies:
+        raise UserError(f"sharding.copies={config.sharding.copies} does not divide {world()} processes")
     if config.losses.koleo_group and world() % config.losses.koleo_group:
         raise UserError(f"losses.koleo_group={config.losses.koleo_group} does not divide {world()} processes")
     if config.batch % (world() * config.accumulate):

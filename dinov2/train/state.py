@@ -55,9 +55,12 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
         branch.backbone.normalisation = tuple(config.augment.mean), tuple(config.augment.std)
         branch.backbone.value_range = tuple(config.augment.value_range)
     checkpoint_layers(student.backbone.layers(), _computed_again(config, student, device))
+    frozen = frozen_teacher(config, device) if config.distill else None
+    anchor = make_anchor(network, device, config.sharding) if "gram" in config.weights() else None
     if config.onednn and not config.compile and device.type == "cpu" and config.precision == "fp32":
-        for branch in (student, teacher):
-            use_onednn(branch)
+        for each in (student, teacher, frozen, anchor):
+            if each is not None:
+                use_onednn(each)
     if config.compile:
         for branch in (student, teacher):
             compile_layers(branch.backbone.layers())
@@ -67,8 +70,8 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
         optimizer=make_optimizer(student, config.optim),
         centers={} if config.contrasts else first_centers(student, device),
         data=data,
-        frozen=frozen_teacher(config, device) if config.distill else None,
-        anchor=make_anchor(network, device, config.sharding) if "gram" in config.weights() else None,
+        frozen=frozen,
+        anchor=anchor,
     )
 
 

@@ -155,7 +155,7 @@ def test_what_cannot_be_measured_says_why(place, tmp_path, monkeypatch, words, s
     assert not list(tmp_path.glob("out/results/*"))
 
 
-@pytest.mark.long  # a killed suite and a killed segmentation are among the quick ones
+@pytest.mark.long  # a killed suite is among the quick ones
 def test_a_killed_command_continues_to_the_same_numbers(place, tmp_path):
     def numbers(path: Path):
         result = json.loads(path.read_text())

@@ -104,6 +104,7 @@ def weights(output: Path) -> bytes:
     return (output / "backbone" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slurm
 def test_preempted_requeued_and_losing_a_rank(cluster: Cluster, pictures: Path, tmp_path: Path) -> None:
     shape = ["slurm.nodes=2", "slurm.exclude=node3", "slurm.time=10"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"

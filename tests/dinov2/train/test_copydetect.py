@@ -23,6 +23,7 @@ CONTRASTIVE = [
 ]
 
 
+@pytest.mark.long
 def test_a_killed_run_ends_with_the_same_bytes_and_leaves_a_descriptor(pictures: Path, tmp_path: Path):
     words = train_words(pictures, *CONTRASTIVE, "contrastive.pooling=mean", "optim.lr=1e-3")
     assert_survives(

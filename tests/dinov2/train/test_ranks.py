@@ -42,7 +42,7 @@ def test_one_two_and_four_sharded_ranks_have_the_same_losses_over_twenty_steps(t
     """A LayerScale that lets the picture through: with all features alike, KoLeo would magnify rounding."""
     class_folder(tmp_path / "pictures", classes=3, each=8, size=(48, 40))
     runs = {}
-    for world, *words in ((1,), (2,), (4,), (4, "sharding.copies=2")):
+    for world, *words in ((1,), (2,), (4, "sharding.copies=2")):
         folder = tmp_path / f"{world} {words}"
         folder.mkdir()
         where = str(tmp_path / "pictures"), str(folder / "run"), *words

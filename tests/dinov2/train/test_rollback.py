@@ -28,6 +28,7 @@ def _journal(run: Path) -> list[dict[str, Any]]:
     return json.loads((run / "rollbacks.json").read_text())
 
 
+@pytest.mark.long
 def test_bad_batches_are_cut_out_and_a_killed_run_cuts_the_same(
     pictures: Path, with_a_bad_one: Path, tmp_path: Path
 ):

@@ -1,6 +1,7 @@
 """What a process holds and receives in a step, against the model behind the tables of docs/clusters.md."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dinov2.exits import UserError
 from dinov2.optim import clip_gradients
 from dinov2.parallel import own
+from dinov2.train.feed import training_source
 from dinov2.train.state import fresh_state
 from tests.benchmarks.cluster_plan import weights_of
 from tests.dinov2.train.test_objective import CPU, _config, _objective, _views
+from tests.pictures import class_folder
 from tests.ranks import on_ranks
 
 SMALL = 4096  # numbers: less is a norm, a decision, a centre, and left out
@@ -88,13 +92,8 @@ def test_bytes_held_and_received_are_those_of_the_model_and_numbers_those_of_one
     assert rounded["norm"] == pytest.approx(exact["norm"], rel=0.02)
 
 
-def test_copies_that_do_not_fit_are_refused():
-    assert on_ranks(2, _refused) == ["sharding.copies=3 does not divide 2 processes"] * 2
-
-
-def _refused() -> str:
-    try:
-        fresh_state(_config("sharding.copies=3"), "", CPU)
-    except Exception as error:
-        return str(error)
-    return ""
+def test_copies_that_do_not_fit_are_refused(tmp_path: Path):
+    class_folder(tmp_path / "pictures", classes=2, each=4)
+    words = f"data={tmp_path / 'pictures'}", "sharding.copies=3"
+    with pytest.raises(UserError, match=r"sharding\.copies=3 does not divide 1 processes"):
+        training_source(_config(*words))
