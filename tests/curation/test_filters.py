@@ -70,6 +70,7 @@ def test_faces_are_blurred_and_all_else_keeps_its_bytes(pool: Path, tmp_path: Pa
     assert top < 120 < top + height
 
 
+@pytest.mark.long
 def test_killed_while_filtering_or_writing_it_ends_with_the_same_bytes(pool: Path, tmp_path: Path) -> None:
     words = [f"pool={pool}", "output=out", "filters.faces.blur=true", "workers=1", "stop_after=write"]
     assert_survives(

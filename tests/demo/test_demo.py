@@ -82,6 +82,7 @@ def test_pictures_to_page_through_a_kill(tmp_path: Path):
     assert "Traceback" not in other.stderr
 
 
+@pytest.mark.long
 def test_pictures_without_labels_make_a_page(tmp_path: Path):
     random = np.random.default_rng(0)
     (tmp_path / "own").mkdir()

@@ -151,6 +151,7 @@ def test_what_cannot_be_embedded_says_why(backbone, pictures, tmp_path):
         embed(nothing, BackboneEmbedder(backbone, size=64), tmp_path / "none")
 
 
+@pytest.mark.long  # a killed suite of evaluations is among the quick ones
 def test_a_killed_command_ends_with_the_same_bytes(backbone, pictures, tmp_path):
     class_folder(pictures, classes=3, each=60, first=20)
     mean, std = backbone.normalisation

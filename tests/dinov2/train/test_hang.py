@@ -32,6 +32,7 @@ def _last_line(run: "subprocess.Popen[str]") -> str:
     return said.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_a_rank_that_sleeps_is_named_by_all_and_without_a_checkpoint_the_status_is_70(
     pictures: Path, tmp_path: Path
 ):
