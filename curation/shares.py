@@ -46,13 +46,15 @@ class Share:
 
         Raises:
             UserError: it is to merge, and some are missing.
-            PartDone: the same, but it has merged what came before.
+            PartDone: the same, but it has merged what came before; or none is there, for what came before
+                was merged by a process that was killed and begun again.
         """
         mine = [piece for piece in range(self.number, count, self.count) if not done(piece)]
         if not self.merging or not mine:
             return mine
-        if self.merged:
-            raise PartDone(f"{self.merged[-1]} is merged; next: {what}, with shard=i/n")
+        if self.merged or len(mine) == count:
+            before = f"{self.merged[-1]} is merged" if self.merged else "there is nothing to merge"
+            raise PartDone(f"{before}; next: {what}, with shard=i/n")
         raise UserError(
             f"shard={MERGE}: {what} lacks {len(mine)} of {count} pieces, the first is number {mine[0]}; run "
             "the shards that did not finish again"

@@ -92,7 +92,7 @@ def test_an_array_killed_at_random_ends_with_the_manifest_of_one_process(
     kills: Counter[str] = Counter()  # of a command: after more without progress its job would give up
     while (seen := cluster.jobs(output)).count(
         ": done"
-    ) < 3 * 3 + 4:  # three arrays of three, four jobs of one
+    ) < 4 * 3 + 5:  # four arrays of three, five jobs of one
         assert ": failed" not in seen, seen
         assert time.monotonic() < until, seen + cluster.queue()
         running = children("dinov2\0curate", str(output / "curated"))
