@@ -30,7 +30,7 @@ def program(body: str) -> list[str]:
 def test_when_one_rank_fails_the_others_end_and_its_status_is_passed_on(body: str, status: int) -> None:
     began = time.monotonic()
     assert run_all(program(body), ranks_here(3)) == status
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50  # the others would sleep for 60
 
 
 def test_a_signal_reaches_every_rank(tmp_path: Path) -> None:

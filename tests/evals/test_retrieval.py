@@ -92,7 +92,9 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    "content", [Evil(), {"imlist": [Evil()]}, {"imlist": np.arange(3)}, TRUTH | {"gnd": {1}}], ids=str
+    "content",
+    [Evil(), {"imlist": [Evil()]}, {"imlist": np.arange(3)}, TRUTH | {"gnd": {1}}],
+    ids=["alone", "inside", "an array", "a set"],
 )
 def test_no_code_in_a_pickle_runs(backbone, tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,6 @@
 """The order of data: exact permutations, well mixed, near each other in a window, at a known cost."""
 
 import pickle
-import time
 from itertools import pairwise, permutations
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from scipy.stats import chisquare, kstest
 
 from dinov2.data.order import LARGEST, Order, Permutation, derive_seed
+from tests.dinov2.data.cost import cost
 
 
 def test_every_size_gives_a_permutation():
@@ -153,17 +153,11 @@ def test_replacements_go_through_all_other_rows(count: int):
 
 @pytest.mark.parametrize("window", [None, 16])
 @pytest.mark.parametrize("count", [10**5, LARGEST])
-def test_a_sample_costs_at_most_ten_microseconds_and_no_memory(count: int, window: int | None):
+def test_a_sample_costs_the_same_anywhere_and_no_memory(count: int, window: int | None):
     order = Order(count, seed=4, window=window, block=1000)
     anywhere = np.random.default_rng(1).integers(0, count * 1000, 20_000).tolist()  # of a thousand epochs
     for positions in (range(20_000), anywhere):
-        times = []
-        for start in range(0, 20_000, 200):
-            began = time.perf_counter()
-            for position in positions[start : start + 200]:
-                order.sample(position)
-            times.append((time.perf_counter() - began) / 200)
-        assert min(times) < 10e-6  # the least of many: the machine may be busy with other things
+        assert cost(order, positions) < 60
     assert len(pickle.dumps(order)) < 2000
 
 
