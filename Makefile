@@ -6,7 +6,7 @@
 #   make test                 all quick tests, 15 minutes on 2 cores; make test-long has the others
 #   make test-slurm           the longer tests on a real SLURM, which the tests install (as root) and start
 #   make bench [PEER=PYTHON]  training step, data and start against a plain form, and lightly-train where PEER has it,
-#                             to docs/benchmarks/speed.md; eight minutes
+#                             to docs/benchmarks/speed.md
 #   make bench-curation       speed and recall of curation's engines, to docs/benchmarks/curation.md; half an hour
 #   make bench-evals          speed and memory of evaluation's, to docs/benchmarks/evals.md; a few minutes
 #   make bench-training       our training against lightly-train's DINOv2, to docs/benchmarks/training.json; DATA= a

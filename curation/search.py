@@ -2,9 +2,8 @@
 
 All that finds candidates leaves them in the same pieces, `search/NNNNN.parquet`, sorted: hashes a few bits
 apart, nearest neighbours by embedding, both again for other views of the queries, and neighbours for windows
-of them (`curation.views`). A
-candidate is a row of the first set, a row of the second, and the view. `gathered` reads them a range of rows
-at a time, so that what is held does not grow with their number.
+of them (`curation.views`). A candidate is a row of the first set, a row of the second, and the view.
+`gathered` reads them a range of rows at a time, so that what is held does not grow with their number.
 """
 
 import dataclasses

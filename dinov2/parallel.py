@@ -91,12 +91,8 @@ def barrier() -> None:
 class ShardingConfig:
     """How the weights of a network are split over processes."""
 
-    copies: int = (
-        1  # 1: over all; n: n times, each over neighbours; as many as nodes keeps gathers within one
-    )
-    gather: str = (
-        "fp32"  # or bf16: half the traffic of blocks, whose norms and LayerScale are rounded as well
-    )
+    copies: int = 1  # 1: over all; n: n times, each over neighbours, such as those of a node
+    gather: str = "fp32"  # or bf16: half the traffic of blocks, rounding their norms and LayerScale too
 
 
 ONE_COPY = ShardingConfig()

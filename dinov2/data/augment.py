@@ -29,7 +29,7 @@ from torchvision.transforms.v2 import functional as F
 
 from dinov2.config import listed, one_of
 from dinov2.data.arrays import decode_array
-from dinov2.data.blur import blur
+from dinov2.data.blur import Crops, blur
 from dinov2.data.decode import decode
 from dinov2.data.order import derive_seed
 from dinov2.exits import UserError
@@ -42,7 +42,6 @@ MODES = ("exact", "fast")
 SOLARISE_FROM = 128
 ASPECT = (3 / 4, 4 / 3)  # width / height of a crop's box
 Pixels = Shaped[Tensor, "channels height width"]  # uint8, or float32 from 0 to 1
-Crops = Shaped[Tensor, "crops channels height width"]
 
 ATTEMPTS = 10  # boxes that do not fit into the picture before the middle of it is taken
 

@@ -50,6 +50,20 @@ def fused_rows(
 
 
 @triton.jit
+def _read(row, at, inside):
+    return tl.load(row + at, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _fold(top, total, mean, logits, values, inside):
+    """More logits into a running maximum, and into sums of exp(logit - it) and of that times a value."""
+    higher = tl.maximum(top, tl.max(tl.where(inside, logits, -float("inf"))))
+    part = tl.where(inside, tl.exp(logits - higher), 0.0)
+    shrink = tl.exp(top - higher)
+    return higher, total * shrink + tl.sum(part), mean * shrink + tl.sum(part * values)
+
+
+@triton.jit
 def _rows(
     scores,
     teacher,
@@ -78,28 +92,14 @@ def _rows(
     for start in range(0, prototypes, BLOCK):
         at = start + tl.arange(0, BLOCK)
         inside = at < prototypes
-        s = tl.load(own + at, mask=inside, other=0.0).to(tl.float32) * sharp
-        column = tl.load(columns + at, mask=inside, other=0.0).to(tl.float32)
-        t_one = tl.load(one + at, mask=inside, other=0.0).to(tl.float32) * teacher_sharp - column
-        t_two = tl.load(two + at, mask=inside, other=0.0).to(tl.float32) * teacher_sharp - column
+        column = _read(columns, at, inside)
+        s = _read(own, at, inside) * sharp
+        t_one = _read(one, at, inside) * teacher_sharp - column
+        t_two = _read(two, at, inside) * teacher_sharp - column
 
-        higher = tl.maximum(top, tl.max(tl.where(inside, s, -float("inf"))))
-        total = total * tl.exp(top - higher) + tl.sum(tl.where(inside, tl.exp(s - higher), 0.0))
-        top = higher
-
-        higher = tl.maximum(top_one, tl.max(tl.where(inside, t_one, -float("inf"))))
-        part = tl.where(inside, tl.exp(t_one - higher), 0.0)
-        shrink = tl.exp(top_one - higher)
-        total_one = total_one * shrink + tl.sum(part)
-        mean_one = mean_one * shrink + tl.sum(part * s)
-        top_one = higher
-
-        higher = tl.maximum(top_two, tl.max(tl.where(inside, t_two, -float("inf"))))
-        part = tl.where(inside, tl.exp(t_two - higher), 0.0)
-        shrink = tl.exp(top_two - higher)
-        total_two = total_two * shrink + tl.sum(part)
-        mean_two = mean_two * shrink + tl.sum(part * s)
-        top_two = higher
+        top, total, _ = _fold(top, total, 0.0, s, s, inside)
+        top_one, total_one, mean_one = _fold(top_one, total_one, mean_one, t_one, s, inside)
+        top_two, total_two, mean_two = _fold(top_two, total_two, mean_two, t_two, s, inside)
 
     w = tl.load(weight + row).to(tl.float32)
     log_all, log_one, log_two = top + tl.log(total), top_one + tl.log(total_one), top_two + tl.log(total_two)
@@ -109,10 +109,10 @@ def _rows(
     for start in range(0, prototypes, BLOCK):
         at = start + tl.arange(0, BLOCK)
         inside = at < prototypes
-        s = tl.load(own + at, mask=inside, other=0.0).to(tl.float32) * sharp
-        column = tl.load(columns + at, mask=inside, other=0.0).to(tl.float32)
-        t_one = tl.load(one + at, mask=inside, other=0.0).to(tl.float32) * teacher_sharp - column
-        t_two = tl.load(two + at, mask=inside, other=0.0).to(tl.float32) * teacher_sharp - column
+        column = _read(columns, at, inside)
+        s = _read(own, at, inside) * sharp
+        t_one = _read(one, at, inside) * teacher_sharp - column
+        t_two = _read(two, at, inside) * teacher_sharp - column
         targets = tl.exp(t_one - log_one) + both * tl.exp(t_two - log_two)
         slope = (w * sharp) * ((1.0 + both) * tl.exp(s - log_all) - targets)
         tl.store(own + at, slope.to(scores.dtype.element_ty), mask=inside)

@@ -33,7 +33,7 @@ def linear(layer: nn.Linear, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*ro
     narrow = torch.is_autocast_enabled(x.device.type) or x.dtype != torch.float32
     if narrow or x.device.type != "cpu" or x.numel() == 0:
         return F.linear(x, layer.weight, layer.bias)
-    found: Tensor = _Linear.apply(x.flatten(0, -2), layer.weight, layer.bias)  # type: ignore[assignment]
+    found: Tensor = _Linear.apply(x.flatten(0, -2), layer.weight, layer.bias)  # type: ignore[assignment]  # apply is untyped
     return found.view(*x.shape[:-1], -1)
 
 

@@ -12,15 +12,9 @@ from pathlib import Path
 
 os.environ["LIGHTLY_TRAIN_EVENTS_DISABLED"] = "1"
 
+import dinov2.vision_ops  # noqa: F401  # for what its import does: lightly-train imports torchvision
+
 import torch
-
-try:  # a torchvision for CUDA beside a torch for CPUs: see dinov2/vision_ops.py
-    import torchvision  # noqa: F401  # whether it can be imported is the question
-except RuntimeError:
-    LIBRARY = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 from lightly_train._data import file_helpers  # pyright: ignore  # of the other environment
 from lightly_train._methods.dinov2 import dinov2_transform  # pyright: ignore
 

@@ -16,14 +16,7 @@ from typing import Any
 
 os.environ["LIGHTLY_TRAIN_EVENTS_DISABLED"] = "1"
 
-import torch
-
-try:  # a torchvision for CUDA beside a torch for CPUs: see dinov2/vision_ops.py
-    import torchvision  # noqa: F401  # whether it can be imported is the question
-except RuntimeError:
-    LIBRARY = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import dinov2.vision_ops  # noqa: F401  # for what its import does: lightly-train imports torchvision
 
 import pytorch_lightning  # pyright: ignore  # of the other environment
 
