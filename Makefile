@@ -3,7 +3,7 @@
 #
 #   make demo [IMAGES=DIR]    a messy pool of pictures -> curated shards -> backbone -> numbers -> one page
 #   make install              .venv alone; PYTHON=python3.12 makes it with another interpreter (3.11 to 3.13)
-#   make test                 all quick tests, 15 minutes on 2 cores; make test-long has the others
+#   make test                 all quick tests, 15 minutes at most on 2 cores; make test-long has the others
 #   make test-slurm           the longer tests on a real SLURM, which the tests install (as root) and start
 #   make bench [PEER=PYTHON]  training step, data and start against a plain form, and lightly-train where PEER has it,
 #                             to docs/benchmarks/speed.md
@@ -52,7 +52,7 @@ demo: .venv/.installed
 	.venv/bin/python -m demo output=$(call quoted,$(OUTPUT)) $(if $(IMAGES),images=$(call quoted,$(IMAGES:~/%=$(HOME)/%)))
 
 test: .venv/.installed-test
-	.venv/bin/python -m pytest -q -m 'not gpu and not long and not slurm'
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -m 'not gpu and not long and not slurm' -n 2 --dist loadgroup
 
 test-long: .venv/.installed-test
 	.venv/bin/python -m pytest -q -m 'long and not gpu'

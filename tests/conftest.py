@@ -13,6 +13,22 @@ settings.load_profile("steady")
 REAL_PICTURES = Path(os.environ.get("DINOV2_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+ON_CLUSTER = Path(__file__).with_name("slurm")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several processes each takes a file as a whole; one takes all that runs on the cluster, and first.
+
+    There is one cluster to a machine, and its tests mostly wait.
+    """
+    items.sort(key=lambda item: ON_CLUSTER not in item.path.parents)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            alone = ON_CLUSTER in item.path.parents
+            item.add_marker(pytest.mark.xdist_group("cluster" if alone else item.path.stem))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         import torch
