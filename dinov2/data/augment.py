@@ -5,23 +5,23 @@ RGB pictures of 8 bits are uint8 in and out. Pictures of other depths and channe
 channels, saturation, hue and grey to three.
 
 What is done to each crop is drawn first, from a generator of the sample's own, and then carried out: the
-global random state is neither used nor changed. Resizing runs on uint8 tensors and colours on Pillow
-pictures, whichever torchvision is faster at; blurring is separated into columns and rows and done for all
-blurred crops at once. But for roundings, pixels equal those of torchvision's transforms on Pillow pictures.
-`dinov2.data.fast` carries out the same plans in a quarter of the time and rounds less often.
+global random state is neither used nor changed. Resizing is torchvision's of uint8 tensors; colours and blur
+are `dinov2.data.colours` and `dinov2.data.blur`, which round as Pillow's do. But for roundings of resizing,
+hue and blur, pixels equal those of torchvision's transforms on Pillow pictures, in a third of the time.
+`dinov2.data.fast` carries out the same plans faster still and rounds less often.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import dinov2.vision_ops  # noqa: F401  # for what its import does: torchvision can be imported
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -29,9 +29,10 @@ from torchvision.transforms.v2 import functional as F
 
 from dinov2.config import listed, one_of
 from dinov2.data.arrays import decode_array
-from dinov2.data.blur import Crops, blur
-from dinov2.data.decode import decode
+from dinov2.data.blur import blur_one
+from dinov2.data.colours import recoloured
 from dinov2.data.order import derive_seed
+from dinov2.data.pixels import Crops, Pixels, as_pixels, read_pixels
 from dinov2.exits import UserError
 
 # Probabilities of blurring global crop 1, global crop 2 and a local crop. The published code inverts the
@@ -41,7 +42,6 @@ BLUR = {"as_intended": (1.0, 0.1, 0.5), "as_released": (0.0, 0.9, 0.5), "simclr"
 MODES = ("exact", "fast")
 SOLARISE_FROM = 128
 ASPECT = (3 / 4, 4 / 3)  # width / height of a crop's box
-Pixels = Shaped[Tensor, "channels height width"]  # uint8, or float32 from 0 to 1
 
 ATTEMPTS = 10  # boxes that do not fit into the picture before the middle of it is taken
 
@@ -151,7 +151,7 @@ class MultiCrop:
         sizes.append((self.config.gram_size, self.config.global_scale[0]))
         return math.ceil(max(size / math.sqrt(scale * ASPECT[0]) for size, scale in sizes))
 
-    def open(self, data: bytes) -> Image.Image | Pixels:
+    def open(self, data: bytes) -> Pixels:
         """A file's bytes as a picture to crop from: RGB of 8 bits, or floats where `AugmentConfig.deep`.
 
         Raises:
@@ -159,7 +159,7 @@ class MultiCrop:
         """
         if self.config.deep:
             return torch.from_numpy(decode_array(data, len(self.config.mean), self.config.value_range))
-        return decode(data, at_least=self.short_side)
+        return read_pixels(data, self.short_side)
 
     def partner(self, seed: int, position: int, batch: int) -> int | None:
         """The position of a picture that is mixed into the one at this position: none here."""
@@ -199,20 +199,11 @@ class MultiCrop:
         plans = [draw_plan(self.config, kind, height, width, random) for kind in kinds]
         crops = torch.empty(len(kinds), len(pixels), size, size, dtype=pixels.dtype)
         for crop, plan in zip(crops, plans, strict=True):
-            crop.copy_(cut(pixels, plan, size))
-        if blurred := [index for index, plan in enumerate(plans) if plan.sigma is not None]:
-            sigmas = [plan.sigma for plan in plans if plan.sigma is not None]
-            crops[blurred] = blur(crops[blurred], sigmas, self.config.blur_kernel)
-        for crop, plan in zip(crops, plans, strict=True):
-            if plan.solarise:
-                crop.copy_(
-                    F.solarize(crop, SOLARISE_FROM if crop.dtype == torch.uint8 else SOLARISE_FROM / 255)
-                )
+            own = cut(pixels, plan, size)
+            if plan.sigma is not None:
+                own = blur_one(own, plan.sigma, self.config.blur_kernel)
+            crop.copy_(solarised(own) if plan.solarise else own)
         return crops
-
-
-def as_pixels(image: Image.Image) -> UInt8[Tensor, "channels height width"]:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def draw_plan(config: AugmentConfig, kind: CropKind, height: int, width: int, random: Random) -> CropPlan:
@@ -255,47 +246,33 @@ def _draw_colours(jitter: Sequence[float], random: Random) -> list[tuple[int, fl
     return [(index, amounts[index]) for index in order if jitter[index] > 0]
 
 
-def adjust_contrast(image: Image.Image, amount: float) -> Image.Image:
-    """As torchvision's `adjust_contrast`, without taking the mean in Python (a tenth of a small crop)."""
-    grey = np.asarray(image.convert("L"))
-    mean = int(grey.sum() / grey.size + 0.5)
-    return Image.blend(Image.new("RGB", image.size, (mean, mean, mean)), image, amount)
-
-
-# by index in CropPlan.colours
-COLOURS: tuple[Callable[[Any, float], Any], ...] = (
-    F.adjust_brightness,
-    adjust_contrast,
-    F.adjust_saturation,
-    F.adjust_hue,
-)
-
-
-def resized(pixels: Pixels, plan: CropPlan, size: int) -> Pixels:
-    """Cuts, resizes (bicubic, antialiased) and flips one crop; channels are last in memory."""
-    top, left, height, width = plan.box
-    box = pixels[None, :, top : top + height, left : left + width]
-    box = box.contiguous(
-        memory_format=torch.channels_last
-    )  # the faster way through the resize, and to Pillow
+def resized(pixels: Pixels, box: tuple[int, int, int, int], size: int) -> Pixels:
+    """Cuts and resizes (bicubic, antialiased) one crop; channels are last in memory."""
+    top, left, height, width = box
+    part = pixels[None, :, top : top + height, left : left + width]
+    part = part.contiguous(memory_format=torch.channels_last)  # the faster way through the resize
     # what torchvision's resize calls, without what it does around it: half of the time of a small crop
-    crop = interpolate(box, size=(size, size), mode="bicubic", antialias=True)[0]
-    return F.horizontal_flip(crop) if plan.flip else crop
+    return interpolate(part, size=(size, size), mode="bicubic", antialias=True)[0]
 
 
 def cut(pixels: Pixels, plan: CropPlan, size: int) -> Pixels:
-    """Cuts, resizes, flips and colours one crop; channels are last in memory."""
-    crop = resized(pixels, plan, size)
+    """Cuts, resizes, flips and colours one crop."""
+    crop = resized(pixels, plan.box, size)
     if crop.dtype != torch.uint8:
+        crop = F.horizontal_flip(crop) if plan.flip else crop
         return _coloured(crop.clamp_(0, 1), plan)  # bicubic weights can be negative
-    if not plan.colours and not plan.grey:
-        return crop
-    image: Any = Image.fromarray(crop.permute(1, 2, 0).numpy())  # Any: F takes Pillow's pictures, untyped
-    for index, amount in plan.colours:
-        image = COLOURS[index](image, amount)
-    if plan.grey:
-        image = F.rgb_to_grayscale(image, num_output_channels=3)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    array = crop.numpy()
+    planes = np.ascontiguousarray(array[..., ::-1] if plan.flip else array)
+    if plan.colours or plan.grey:
+        planes = recoloured(planes, plan.colours, plan.grey)
+    return torch.from_numpy(planes)
+
+
+def solarised(crop: Pixels) -> Pixels:
+    """As torchvision's `solarize`, which takes forty times as long with uint8."""
+    if crop.dtype != torch.uint8:
+        return F.solarize(crop, SOLARISE_FROM / 255)
+    return torch.minimum(crop, 255 - crop)  # from SOLARISE_FROM on, and only there, 255 - x is the lesser
 
 
 def _coloured(

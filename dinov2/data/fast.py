@@ -1,9 +1,8 @@
-"""The augmentation in a quarter of the time: the same plans, carried out with fewer roundings.
+"""The augmentation with fewer roundings and in less time: the same plans, carried out otherwise.
 
-Crops are cut and resized as in `dinov2.data.augment`. JPEGs are read by simplejpeg (the same pixels as
-Pillow's, without its detours). Brightness, contrast, saturation and grey are linear, so that what is drawn of
-them becomes one 3 x 4 matrix, where the exact way rounds and cuts off after each; hue, which is not linear,
-stands between two of these. Blur and colours are OpenCV's, on uint8.
+Crops are read, cut and resized as in `dinov2.data.augment`. Brightness, contrast, saturation and grey are
+linear, so that what is drawn of them becomes one 3 x 4 matrix, where the exact way rounds and cuts off after
+each; hue, which is not linear, stands between two of these. Blur and colours are OpenCV's, on uint8.
 
 Crops for a GPU are only cut and resized here; `dinov2.data.on_device` does the rest there.
 """
@@ -27,11 +26,9 @@ from dinov2.data.augment import (
     Crops,
     MultiCrop,
     Pixels,
-    as_pixels,
     draw_plan,
     resized,
 )
-from dinov2.data.decode import MAX_PIXELS, decode, jpeg_header
 from dinov2.exits import UserError
 
 GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue: ITU-R BT.601, as Pillow has it
@@ -100,13 +97,10 @@ class FastCrop(MultiCrop):
         self.later = later
         if config.deep:
             raise UserError("augment.mode=fast is for RGB of 8 bits; take augment.mode=exact")
-        _libraries()  # says what is missing before a worker does
+        _opencv()  # says what is missing before a worker does
 
     def at(self, seed: int, step: int) -> MultiCrop:
         return FastCrop(super().at(seed, step).config, later=self.later)
-
-    def open(self, data: bytes) -> Pixels:
-        return fast_pixels(data, self.short_side)
 
     def changes(self, picture: Image.Image | Pixels, seed: int) -> Float[Tensor, "crops 9"] | None:
         if not self.later:
@@ -124,7 +118,8 @@ class FastCrop(MultiCrop):
         crops = torch.empty(len(kinds), 3, size, size, dtype=torch.uint8)
         for crop, kind in zip(crops, kinds, strict=True):
             plan = draw_plan(self.config, kind, height, width, random)
-            own = resized(pixels, plan, size)
+            own = resized(pixels, plan.box, size)
+            own = own.flip(-1) if plan.flip else own
             if not self.later:
                 array = edited(own.permute(1, 2, 0).numpy(), plan, self.config.blur_kernel)
                 own = torch.from_numpy(array).permute(2, 0, 1)
@@ -132,28 +127,9 @@ class FastCrop(MultiCrop):
         return crops
 
 
-def fast_pixels(data: bytes, at_least: int | None = None) -> UInt8[Tensor, "channels height width"]:
-    """As `decode`, by simplejpeg where the file is a plain RGB JPEG; channels are last in memory.
-
-    Raises:
-        Unreadable: as `decode` says.
-    """
-    header = jpeg_header(data)
-    if header is None or header[0] * header[1] > MAX_PIXELS:
-        return as_pixels(decode(data, at_least=at_least))
-    height, width = header
-    part = next((n for n in (8, 4, 2) if at_least and min(header) >= n * at_least), 1)
-    _, simplejpeg = _libraries()
-    try:
-        pixels = simplejpeg.decode_jpeg(data, min_height=-(-height // part), min_width=-(-width // part))
-    except ValueError:  # damaged: Pillow says how, or can read it all the same
-        return as_pixels(decode(data, at_least=at_least))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
 def edited(crop: Array, plan: CropPlan, kernel: int) -> Array:
     """Colours, blur and solarisation of one crop; the crop itself stays as it was."""
-    cv2, _ = _libraries()
+    cv2 = _opencv()
     change = change_of(plan)
     crop = _lit(crop, change.before)
     if change.hue:
@@ -169,7 +145,7 @@ def edited(crop: Array, plan: CropPlan, kernel: int) -> Array:
 def _lit(crop: Array, light: Light) -> Array:
     if light == Light():
         return crop
-    cv2, _ = _libraries()
+    cv2 = _opencv()
     matrix = np.empty((3, 4))
     matrix[:, :3] = light.own * UNIT + light.grey * GREY
     matrix[:, 3] = light.mean * (GREY @ cv2.mean(crop)[:3]) if light.mean else 0.0
@@ -177,14 +153,11 @@ def _lit(crop: Array, light: Light) -> Array:
 
 
 @cache
-def _libraries() -> tuple[Any, Any]:
-    """OpenCV, which then uses the calling thread alone, and simplejpeg."""
+def _opencv() -> Any:
+    """OpenCV, which then uses the calling thread alone."""
     try:
         import cv2
-        import simplejpeg
     except ImportError as error:
-        raise UserError(
-            "augment.mode=fast wants simplejpeg and OpenCV: pip install 'dinov2-pipeline[fast]'"
-        ) from error
+        raise UserError("augment.mode=fast wants OpenCV: pip install 'dinov2-pipeline[fast]'") from error
     cv2.setNumThreads(1)
-    return cv2, simplejpeg
+    return cv2

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dinov2.data.arrays import decode_array
-from dinov2.data.augment import AugmentConfig, CropPlan, MultiCrop, as_pixels, cut, normalise
+from dinov2.data.augment import AugmentConfig, CropPlan, MultiCrop, cut, normalise
 from dinov2.data.decode import Unreadable, decode
+from dinov2.data.pixels import as_pixels
 from dinov2.data.sources import open_source
 from dinov2.exits import UserError
 from tests.pictures import broken_pictures, encoded, picture

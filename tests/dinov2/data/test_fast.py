@@ -7,20 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dinov2.config import read
-from dinov2.data.augment import AugmentConfig, CropPlan, MultiCrop, as_pixels, normalise
-from dinov2.data.decode import Unreadable, decode
-from dinov2.data.fast import GREY, FastCrop, Light, change_of, fast_pixels
+from dinov2.data.augment import AugmentConfig, CropPlan, MultiCrop, normalise
+from dinov2.data.fast import GREY, FastCrop, Light, change_of
 from dinov2.data.loader import batches
 from dinov2.data.on_device import changed
 from dinov2.data.order import derive_seed
 from dinov2.exits import UserError
 from dinov2.train.config import TrainConfig
 from dinov2.train.feed import feed, training_order, training_source
-from tests.pictures import broken_pictures, class_folder, encoded, odd_pictures, picture
+from tests.pictures import class_folder, encoded, picture
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -72,30 +70,6 @@ def test_hue_stands_where_it_was_drawn():
     assert change.before == Light().then(0, 0.7)
     assert change.hue == 0.05
     assert change.after == Light().then(2, 1.3).then(2, 0.0)
-
-
-def test_files_are_read_as_pillow_reads_them(tmp_path: Path):
-    for name, path in odd_pictures(tmp_path / "odd").items():
-        data = path.read_bytes()
-        assert torch.equal(fast_pixels(data), as_pixels(decode(data))), name
-    for orientation in range(1, 9):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        data = encoded(picture(0, 1), "jpg", exif=exif)
-        assert torch.equal(fast_pixels(data), as_pixels(decode(data)))
-    for name, path in broken_pictures(tmp_path / "broken").items():
-        with pytest.raises(Unreadable):
-            fast_pixels(path.read_bytes())
-            pytest.fail(name)
-
-
-@pytest.mark.parametrize("size", [(640, 480), (333, 517), (97, 801)])
-@pytest.mark.parametrize("least", [30, 60, 120, 240])
-def test_large_files_are_reduced_as_by_the_exact_way(size: tuple[int, int], least: int):
-    data = encoded(picture(0, 2, size), "jpg")
-    ours, theirs = fast_pixels(data, least), as_pixels(decode(data, at_least=least))
-    assert ours.shape == theirs.shape
-    assert psnr(ours, theirs) > 50
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
