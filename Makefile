@@ -52,7 +52,7 @@ demo: .venv/.installed
 	.venv/bin/python -m demo output=$(call quoted,$(OUTPUT)) $(if $(IMAGES),images=$(call quoted,$(IMAGES:~/%=$(HOME)/%)))
 
 test: .venv/.installed-test
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -m 'not gpu and not long and not slurm' -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -m 'not gpu and not long and not slurm' -n 2 --no-loadscope-reorder
 
 test-long: .venv/.installed-test
 	.venv/bin/python -m pytest -q -m 'long and not gpu'

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,17 +17,21 @@ REAL_PICTURES = Path(os.environ.get("DINOV2_TEST_DATA", Path(__file__).parents[2
 ON_CLUSTER = Path(__file__).with_name("slurm")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of several processes each takes a file as a whole; one takes all that runs on the cluster, and first.
-
-    There is one cluster to a machine, and its tests mostly wait.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cluster first: there is one to a machine, and its tests mostly wait."""
     items.sort(key=lambda item: ON_CLUSTER not in item.path.parents)
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            alone = ON_CLUSTER in item.path.parents
-            item.add_marker(pytest.mark.xdist_group("cluster" if alone else item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes each takes a file as a whole, and one takes all that runs on the cluster."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "cluster" if nodeid.startswith("tests/slurm/") else super()._split_scope(nodeid)
+
+    return ByFile(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
