@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from dinov2.data.augment import (
-    SOLARISE_FROM,
     AugmentConfig,
     CropKind,
     CropPlan,
@@ -32,8 +31,8 @@ from dinov2.data.augment import (
 from dinov2.exits import UserError
 
 GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue: ITU-R BT.601, as Pillow has it
-UNIT = np.eye(3)
-SOLARISED = np.where(np.arange(256) < SOLARISE_FROM, np.arange(256), 255 - np.arange(256)).astype(np.uint8)
+UNIT = np.eye(3, 4)  # matrices of what becomes of red, green, blue and 1
+GREY_ROWS = np.tile([*GREY, 0.0], (3, 1))
 HUE = 3  # in CropPlan.colours
 Array = UInt8[np.ndarray, "height width 3"]
 
@@ -57,6 +56,9 @@ class Light(NamedTuple):
         elif index == 2:
             grey, mean = grey + rest * (self.own + self.grey), self.mean
         return Light(own, grey, mean)
+
+
+UNCHANGED = Light()
 
 
 class Change(NamedTuple):
@@ -115,16 +117,14 @@ class FastCrop(MultiCrop):
 
     def _crops(self, pixels: Pixels, kinds: Sequence[CropKind], size: int, random: Random) -> Crops:
         _, height, width = pixels.shape
-        crops = torch.empty(len(kinds), 3, size, size, dtype=torch.uint8)
-        for crop, kind in zip(crops, kinds, strict=True):
+        crops = np.empty((len(kinds), 3, size, size), np.uint8)
+        cv2 = _opencv()
+        for planes, kind in zip(crops, kinds, strict=True):
             plan = draw_plan(self.config, kind, height, width, random)
-            own = resized(pixels, plan.box, size)
-            own = own.flip(-1) if plan.flip else own
-            if not self.later:
-                array = edited(own.permute(1, 2, 0).numpy(), plan, self.config.blur_kernel)
-                own = torch.from_numpy(array).permute(2, 0, 1)
-            crop.copy_(own)
-        return crops
+            own = resized(pixels, plan.box, size).permute(1, 2, 0).numpy()
+            own = cv2.flip(own, 1) if plan.flip else own
+            cv2.split(own if self.later else edited(own, plan, self.config.blur_kernel), [*planes])
+        return torch.from_numpy(crops)
 
 
 def edited(crop: Array, plan: CropPlan, kernel: int) -> Array:
@@ -133,23 +133,42 @@ def edited(crop: Array, plan: CropPlan, kernel: int) -> Array:
     change = change_of(plan)
     crop = _lit(crop, change.before)
     if change.hue:
-        hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV_FULL)
-        hsv[..., 0] += np.uint8(int(255 * change.hue) % 256)  # goes round, as Pillow's
-        crop = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+        crop = _turned(crop, change.hue)
     crop = _lit(crop, change.after)
     if plan.sigma is not None:
-        crop = cv2.GaussianBlur(crop, (kernel, kernel), plan.sigma)
-    return cv2.LUT(crop, SOLARISED) if plan.solarise else crop
+        crop = _blurred(crop, plan.sigma, kernel)
+    return cv2.min(crop, cv2.bitwise_not(crop)) if plan.solarise else crop  # the lesser from 128 on
 
 
 def _lit(crop: Array, light: Light) -> Array:
-    if light == Light():
+    if light == UNCHANGED:
         return crop
     cv2 = _opencv()
-    matrix = np.empty((3, 4))
-    matrix[:, :3] = light.own * UNIT + light.grey * GREY
-    matrix[:, 3] = light.mean * (GREY @ cv2.mean(crop)[:3]) if light.mean else 0.0
+    mean = light.mean * cv2.mean(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY))[0] if light.mean else 0.0
+    if not light.grey:  # OpenCV takes four times as long with a matrix that is diagonal
+        return cv2.addWeighted(crop, light.own, crop, 0.0, mean)
+    matrix = light.own * UNIT + light.grey * GREY_ROWS
+    matrix[:, 3] = mean
     return cv2.transform(crop, matrix)
+
+
+def _turned(crop: Array, hue: float) -> Array:
+    cv2 = _opencv()
+    hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV_FULL)
+    row = np.zeros(3 * crop.shape[1], np.uint8)
+    row[::3] = int(255 * hue) % 256  # goes round, as Pillow's
+    flat = hsv.reshape(len(crop), -1)
+    flat += row  # a whole row at once: four times as fast as every third number
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+def _blurred(crop: Array, sigma: float, kernel: int) -> Array:
+    """By two passes in floats: in half the time of OpenCV's own blur and not less exact."""
+    reach = min(kernel // 2, int(3.7 * sigma))  # what is further out weighs less than a thousandth
+    if not reach:
+        return crop
+    weights = _opencv().getGaussianKernel(2 * reach + 1, sigma)
+    return _opencv().sepFilter2D(crop, -1, weights, weights)
 
 
 @cache
