@@ -73,10 +73,12 @@ def loader(scale: float, data: Path) -> Rows:
         config, state, fixed = forms.prepared([])
         source = open_source(str(Path(folder) / "pictures"), cache=Path(folder) / "cache")
         stream = feed(config, source, forms.CPU, int, first=0, last=steps + 3)
-        without = [_step_seconds(lambda: fixed, config, state) for _ in range(steps + 1)][1:]
-        loaded = [_step_seconds(lambda: next(stream)[0], config, state) for _ in range(steps + 1)][1:]
+        without, loaded = [], []
+        for _ in range(steps + 1):  # in turn: other programs may share the machine
+            without.append(_step_seconds(lambda: fixed, config, state))
+            loaded.append(_step_seconds(lambda: next(stream)[0], config, state))
         stream.close()  # pyright: ignore[reportAttributeAccessIssue]  # a generator
-        without += [_step_seconds(lambda: fixed, config, state) for _ in range(steps)]
+    without, loaded = without[1:], loaded[1:]
     share = statistics.median(without) / statistics.median(loaded)
     return [
         ("a step without the loader", f"{statistics.median(without):.2f} s"),

@@ -1,7 +1,9 @@
 """Reading by simplejpeg against reading by Pillow: the same pixels, files refused and crops."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -34,6 +36,34 @@ def test_jpegs_of_every_kind_are_read_as_pillow_reads_them(size: tuple[int, int]
     for kind in ({}, {"subsampling": 0}, {"subsampling": 1, "progressive": True}, {"quality": 30}):
         data = encoded(picture(0, 2, size), "jpg", **kind)
         assert torch.equal(read_pixels(data, least), as_pixels(decode(data, at_least=least)))
+
+
+def test_damaged_jpegs_are_read_or_refused_as_by_pillow():
+    """Bytes changed, left out and cut off at random places: the same pixels, or none from either."""
+    draws, read = np.random.default_rng(0), 0
+    files = [encoded(picture(0, 0, (96, 80)), "jpg", progressive=progressive) for progressive in (0, 1)]
+    for number in range(400):
+        data = bytearray(files[number % 2])
+        place = int(draws.integers(len(data)))
+        if number % 3 == 0:
+            data[place] = int(draws.integers(256))
+        else:
+            del data[place : place + int(draws.integers(1, 40)) if number % 3 == 1 else len(data)]
+        ours = _pixels_or_none(read_pixels, bytes(data))
+        theirs = _pixels_or_none(lambda it: as_pixels(decode(it)), bytes(data))
+        if ours is None or theirs is None:
+            assert ours is theirs, number
+        else:
+            assert torch.equal(ours, theirs), number
+            read += 1
+    assert 100 < read < 300  # some of both
+
+
+def _pixels_or_none(way: Callable[[bytes], torch.Tensor], data: bytes) -> torch.Tensor | None:
+    try:
+        return way(data)
+    except Unreadable:
+        return None
 
 
 def test_without_simplejpeg_the_crops_are_the_same(monkeypatch: pytest.MonkeyPatch):
