@@ -4,9 +4,11 @@ Embeddings and hashes say that two pictures are alike; two windows on one meadow
 on one table, are alike too. Here one thumbnail is laid over the other as a whole or as a crop of it, with
 the luma's gain and offset left free, and what remains decides. Three steps, each on fewer pairs:
 
-1. coarse: the 12 x 12 luma of one picture against some 200 crops of the other (normalised correlation);
-2. fine: from the best crops, Gauss-Newton on position and size of the crop, each axis by itself, at 16 x 16
-   and then 32 x 32 (Lucas and Kanade 1981; Baker and Matthews 2004);
+1. coarse: the 8 x 8 luma of one picture against some 60 crops of the other (normalised correlation), and
+   where one is alike, against some 260;
+2. fine: from the best crop, Gauss-Newton on position and size of the crop, each axis by itself, at 16 x 16
+   and, where the detail begins to agree, further and at 32 x 32 (Lucas and Kanade 1981; Baker and Matthews
+   2004);
 3. score: the correlation of the detail. Detail is what differs from the mean of the 3 x 3 neighbourhood,
    divided
    by its local spread plus a noise floor. So slow changes (sky, shading) count for nothing, a strong
@@ -25,28 +27,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.crops import (
-    WHOLE,
-    Array,
-    Rows,
-    boxes,
-    correlation,
-    crop_correlations,
-    halved,
-    refine,
-    warp,
-    whole_vectors,
-)
+from curation.crops import FEW, MANY, WHOLE, Array, Crops, Rows, halved, refine, warp, whole_vectors
 from curation.looks import luma
 
-TRIED = 3  # crops that are refined for each pair and direction
-WORTH_COARSE = 0.75  # coarse correlation from which a crop is refined
-WORTH_FINE = 0.6  # correlation at 16 x 16 from which it is refined further
+WORTH_MANY = 0.6  # correlation with one of the few crops from which the many are tried
+WORTH_COARSE = 0.73  # coarse correlation from which a crop is refined
+FINE = ((2, 0.3), (4, 0.4))  # rounds at 16 x 16, and correlation of the detail there from which it goes on
 NOISE = 1.5  # levels (of 255) of noise in a cell of a 32 x 32 thumbnail, from compression and resampling
-SETTLED = 0.97  # correlation at 16 x 16 from which no other crop is tried
 UNMOVED = 0.03  # boxes that differ from the whole by no more than this are no crops
 COVERED = 0.2  # power of the detail, of at most 1, from which it vouches for a crop
 BATCH = 512  # pairs at a time
+PICTURES = 8  # whose crops are cut at a time: as much as the cache holds
 
 
 @dataclass(frozen=True)
@@ -69,13 +60,14 @@ def align(thumbs: NDArray[np.uint8], pairs: NDArray[np.int64]) -> Alignment:
     """
     fine = luma(thumbs)
     middle = halved(fine)
+    small = halved(middle)
     level = _level(thumbs, pairs)
     detail = np.zeros(len(pairs), np.float32)
     forward = np.ones(len(pairs), bool)
     box = np.tile(WHOLE, (len(pairs), 1))
     for ahead in (True, False):
         inner, outer = pairs.T if ahead else pairs.T[::-1]
-        rows, at = _promising(fine, middle, inner, outer)
+        rows, at = _promising(middle, small, inner, outer)
         found, at = _finished(fine, middle, inner[rows], outer[rows], at)
         better = found > detail[rows]
         rows = rows[better]
@@ -84,36 +76,39 @@ def align(thumbs: NDArray[np.uint8], pairs: NDArray[np.int64]) -> Alignment:
 
 
 def _level(thumbs: NDArray[np.uint8], pairs: NDArray[np.int64]) -> Array:
-    grey = thumbs[..., 0].astype(np.float32) + thumbs[..., 1] + thumbs[..., 2]
-    cells = halved(grey) / np.float32(3)
-    found = np.empty(len(pairs), np.float32)
-    for at in range(0, len(pairs), BATCH):
-        first, second = cells[pairs[at : at + BATCH].T]
+    cells = np.empty((len(thumbs), 32, 32), np.float32)
+    for at in range(0, len(thumbs), 64):  # as in `luma`
+        grey = thumbs[at : at + 64].astype(np.float32) @ np.full(3, 1 / 3, np.float32)
+        cells[at : at + 64] = halved(grey)
+    large = halved(halved(cells)).reshape(len(cells), -1)
+    # Where the means of 4 x 4 cells differ so much, one of these does.
+    close = [
+        np.abs(np.subtract(*large[pairs[rows].T])).max(axis=1) < 40
+        for rows in in_batches(np.arange(len(pairs)))
+    ]
+    found = np.zeros(len(pairs), np.float32)
+    for rows in in_batches(np.flatnonzero(np.concatenate([np.zeros(0, bool), *close]))):
+        first, second = cells[pairs[rows].T]
         apart = first - second
         spread = np.minimum(first.std(axis=(1, 2)), second.std(axis=(1, 2)))
         alike = 1 - (np.sqrt((apart * apart).mean(axis=(1, 2))) + 0.5) / (spread + 0.5)
         grain = _correlation(high(first, 5), high(second, 5), 1e-4)
         agree = np.maximum(alike / 0.8, grain / 0.25).clip(0, 1)
-        found[at : at + BATCH] = (1 - np.abs(apart).max(axis=(1, 2)) / 40).clip(0) * agree
+        found[rows] = (1 - np.abs(apart).max(axis=(1, 2)) / 40).clip(0) * agree
     return found
 
 
-def _promising(fine: Array, middle: Array, inner: Rows, outer: Rows) -> tuple[Rows, Array]:
+def _promising(middle: Array, small: Array, inner: Rows, outer: Rows) -> tuple[Rows, Array]:
     """Pairs in which the inner picture may lie in the outer one, and the likeliest box of each."""
-    slow_at, crop = coarse(middle, inner, outer)
-    small = halved(middle)
-    best = np.full(len(inner), WORTH_FINE, np.float32)
-    box = np.zeros((len(inner), 4), np.float32)
-    for choice in range(TRIED):
-        worth = (slow_at[:, choice] >= WORTH_COARSE) & (best < SETTLED)
-        for part in in_batches(np.flatnonzero(worth)):
-            target, picture = small[inner[part]], middle[outer[part]]
-            at = refine(target, picture, boxes()[crop[part, choice]], rounds=6)
-            slow = correlation(target, warp(picture, at, 16))
-            better = slow > best[part]
-            best[part[better]], box[part[better]] = slow[better], at[better]
-    rows = np.flatnonzero(best > WORTH_FINE)
-    return rows, box[rows]
+    rows, box = _coarse(small, inner, outer)
+    for rounds, least in FINE:
+        fit = np.zeros(len(rows), np.float32)
+        for part in in_batches(np.arange(len(rows))):
+            target, picture = small[inner[rows[part]]], middle[outer[rows[part]]]
+            box[part] = refine(target, picture, box[part], rounds=rounds)
+            fit[part] = detail_of(target, warp(picture, box[part], 16), box[part])
+        rows, box = rows[fit >= least], box[fit >= least]
+    return rows, box
 
 
 def _finished(fine: Array, middle: Array, inner: Rows, outer: Rows, box: Array) -> tuple[Array, Array]:
@@ -127,26 +122,35 @@ def _finished(fine: Array, middle: Array, inner: Rows, outer: Rows, box: Array) 
     return detail, box
 
 
-def coarse(middle: Array, inner: Rows, outer: Rows) -> tuple[Array, Rows]:
-    """[p, TRIED] best correlations of whole inner pictures with crops of the outer ones, and which crops.
+def _coarse(small: Array, inner: Rows, outer: Rows) -> tuple[Rows, Array]:
+    """Pairs of which one of a FEW crops is alike, and then one of the MANY; and the latter's box."""
+    score, _ = best_crops(FEW, small, inner, outer)
+    rows = np.flatnonzero(score >= WORTH_MANY)
+    score, crop = best_crops(MANY, small, inner[rows], outer[rows])
+    stays = score >= WORTH_COARSE
+    return rows[stays], MANY.boxes[crop[stays]]
+
+
+def best_crops(crops: Crops, small: Array, inner: Rows, outer: Rows) -> tuple[Array, Rows]:
+    """[p] best correlations of whole inner pictures with crops of the outer ones, and which crops.
 
     Args:
-        middle: [n, 32, 32].
+        small: [n, 16, 16].
         inner, outer: [p] rows of these.
     """
-    used, place = np.unique(inner, return_inverse=True)
-    whole = whole_vectors(middle[used])
-    scores = np.zeros((len(inner), TRIED), np.float32)
-    crops = np.zeros((len(inner), TRIED), np.int64)
+    whole = whole_vectors(small)
+    score, found = np.zeros(len(inner), np.float32), np.zeros(len(inner), np.int64)
     order = np.argsort(outer, kind="stable")
-    pictures, starts = np.unique(outer[order], return_index=True)
-    for picture, rows in zip(pictures, np.split(order, starts[1:]), strict=True):
-        every = crop_correlations(middle[picture], whole[place[rows]])
-        for choice in range(TRIED):
-            best = every.argmax(axis=1)
-            crops[rows, choice], scores[rows, choice] = best, every.max(axis=1)
-            every[np.arange(len(rows)), best] = -1
-    return scores, crops
+    pictures, starts, counts = np.unique(outer[order], return_index=True, return_counts=True)
+    few_first = np.argsort(counts, kind="stable")  # so that those at a time are in about as many pairs
+    for at in range(0, len(few_first), PICTURES):
+        mine = few_first[at : at + PICTURES]
+        place = np.arange(counts[mine].max())
+        there = place < counts[mine, None]
+        rows = order[starts[mine, None] + np.where(there, place, 0)]
+        every = crops.correlations(small[pictures[mine]], whole[inner[rows]])
+        score[rows[there]], found[rows[there]] = every.max(axis=2)[there], every.argmax(axis=2)[there]
+    return score, found
 
 
 def in_batches(rows: Rows) -> Iterator[Rows]:

@@ -3,7 +3,8 @@
 A box is x0, width, y0, height as shares of the picture it lies in.
 """
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,42 +14,64 @@ from curation.looks import THUMB
 Array = NDArray[np.floating]  # float32 throughout
 Rows = NDArray[np.int64]
 
-COARSE = 12
-MIDDLE = THUMB // 2
-SCALES = (1.0, 0.93, 0.86, 0.8, 0.74, 0.68)
+COARSE = 8
+SMALL = THUMB // 4
 STRETCH = 0.16  # the two axes of a crop may differ by this much in log scale, coarsely
-STEP = 0.08  # between the crops that are tried
 WHOLE = np.array([0, 1, 0, 1], np.float32)
 
 
-@cache
-def boxes() -> Array:
-    """[crops, 4] that are tried."""
-    _, columns, rows = _sampling()
-    intervals = _intervals()
-    return np.concatenate([intervals[columns], intervals[rows]], axis=1)
+class Crops:
+    """The boxes that are tried: every pair of stretches of the two axes, of nearly the same length."""
+
+    def __init__(self, scales: Sequence[float], step: float) -> None:
+        """`scales`: sides of crops; `step`: at most so far from one to the next."""
+        stretches = []
+        for scale in scales:
+            steps = int(np.ceil((1 - scale) / step - 1e-9))
+            stretches += [(start, scale) for start in np.linspace(0, 1 - scale, steps + 1)]
+        self._stretches = np.array(stretches, dtype=np.float32)
+
+    @cached_property
+    def boxes(self) -> Array:
+        """[crops, 4] of all pairs of stretches, those that differ too much among them."""
+        count = len(self._stretches)
+        return np.concatenate(
+            [np.tile(self._stretches, (count, 1)), self._stretches.repeat(count, axis=0)], axis=1
+        )
+
+    def correlations(self, pictures: Array, vectors: Array) -> Array:
+        """[n, m, crops] of [n, m, 64] `whole_vectors` with every box of [n, 16, 16] pictures.
+
+        The vectors have no mean and slope, so those of the boxes only count for how long these are.
+        """
+        cells, count = COARSE, len(self._stretches)
+        found = (self._sampling @ pictures).reshape(-1, SMALL) @ self._sampling.T
+        crops = found.reshape(len(pictures), cells, count, cells, count).transpose(0, 1, 3, 2, 4)
+        crops = np.ascontiguousarray(crops).reshape(len(pictures), cells * cells, -1)
+        level = _plane(cells).T @ crops
+        square = np.einsum("nkc,nkc->nc", crops, crops) - np.einsum("nkc,nkc->nc", level, level)
+        return vectors @ crops * (self._even / _lengths(square, cells * cells))[:, None]
+
+    @cached_property
+    def _sampling(self) -> Array:
+        """[8 * m, 16] weights: of the first cell of each of the m stretches, then of the second, ..."""
+        weights = box_weights(self._stretches[:, 0], self._stretches[:, 1], COARSE, SMALL)
+        return np.ascontiguousarray(weights.swapaxes(0, 1)).reshape(-1, SMALL)
+
+    @cached_property
+    def _even(self) -> Array:
+        """[crops] 1 for boxes whose axes differ little, else 0."""
+        apart = np.abs(np.log(self.boxes[:, 1] / self.boxes[:, 3]))
+        return (apart <= STRETCH).astype(np.float32)
 
 
-def crop_correlations(picture: Array, vectors: Array) -> Array:
-    """[n, crops] correlations of [n, 144] `whole_vectors` with every box of one [32, 32] picture.
-
-    The vectors have no mean and slope, so those of the boxes only count for how long these are.
-    """
-    matrix, columns, rows = _sampling()
-    count = len(matrix) // COARSE
-    sampled = (matrix @ picture @ matrix.T).reshape(count, COARSE, count, COARSE)
-    crops = sampled[rows, :, columns, :].reshape(len(rows), -1)
-    shares = crops @ np.concatenate([vectors.T, _plane(COARSE)], axis=1)
-    level = shares[:, len(vectors) :]
-    length = np.einsum("nc,nc->n", crops, crops) - np.einsum("nc,nc->n", level, level)
-    return shares[:, : len(vectors)].T / _lengths(length, COARSE * COARSE)
+FEW = Crops((1.0, 0.88, 0.77, 0.67), 0.12)
+MANY = Crops((1.0, 0.93, 0.86, 0.8, 0.74, 0.68), 0.08)
 
 
 def whole_vectors(pictures: Array) -> Array:
-    """[n, 144] normalised 12 x 12 luma of [n, size, size] pictures."""
-    size = pictures.shape[1]
-    weights = box_weights(np.zeros(1, np.float32), np.ones(1, np.float32), COARSE, size)[0]
-    return normal((weights @ pictures @ weights.T).reshape(len(pictures), -1))
+    """[n, 64] normalised 8 x 8 luma of [n, 16, 16] pictures."""
+    return normal(halved(pictures).reshape(len(pictures), -1))
 
 
 def warp(pictures: Array, box: Array, cells: int) -> Array:
@@ -97,10 +120,13 @@ def box_weights(start: Array, length: Array, cells: int, size: int) -> Array:
     """
     steps = np.linspace(0, 1, cells + 1, dtype=np.float32)
     edges = (start[:, None] + length[:, None] * steps) * size
-    low, high = np.zeros(size, np.float32), np.ones(size, np.float32)
-    low[0], high[-1] = -size, size
-    passed = np.clip(edges[:, :, None] - np.arange(size, dtype=np.float32), low, high)
-    return np.diff(passed, axis=1) * (cells / (length * size))[:, None, None]
+    passed = edges[:, :, None] - np.arange(size, dtype=np.float32)
+    first, last = passed[:, :, 0].copy(), passed[:, :, -1].copy()
+    np.clip(passed, 0, 1, out=passed)
+    passed[:, :, 0], passed[:, :, -1] = first.clip(-size, 1), last.clip(0, size)
+    weights = passed[:, 1:] - passed[:, :-1]
+    weights *= (cells / (length * size))[:, None, None]
+    return weights
 
 
 def normal(vectors: Array) -> Array:
@@ -115,11 +141,6 @@ def _lengths(squares: Array, cells: int) -> Array:
     return np.maximum(np.sqrt(squares.clip(0)), np.float32(0.5 * cells**0.5))
 
 
-def correlation(first: Array, second: Array) -> Array:
-    """[n] of [n, cells, cells] pairs, mean and slope removed."""
-    return (normal(first.reshape(len(first), -1)) * normal(second.reshape(len(second), -1))).sum(axis=1)
-
-
 def halved(pictures: Array) -> Array:
     """[n, size / 2, size / 2] means of 2 x 2 cells."""
     rows = pictures[:, 0::2] + pictures[:, 1::2]
@@ -128,26 +149,6 @@ def halved(pictures: Array) -> Array:
 
 def _flat_normal(pictures: Array) -> Array:
     return normal(pictures.reshape(len(pictures), -1)).reshape(pictures.shape)
-
-
-@cache
-def _intervals() -> Array:
-    """[m, 2] start and length of the stretches of an axis that a tried crop may take."""
-    found = []
-    for scale in SCALES:
-        steps = int(np.ceil((1 - scale) / STEP - 1e-9))
-        found += [(start, scale) for start in np.linspace(0, 1 - scale, steps + 1)]
-    return np.array(found, dtype=np.float32)
-
-
-@cache
-def _sampling() -> tuple[Array, Rows, Rows]:
-    """[m * 12, 32] weights of all intervals, and the pairs of intervals that make a box."""
-    intervals = _intervals()
-    matrix = box_weights(intervals[:, 0], intervals[:, 1], COARSE, MIDDLE).reshape(-1, MIDDLE)
-    apart = np.abs(np.log(intervals[:, None, 1] / intervals[None, :, 1]))
-    columns, rows = np.nonzero(apart <= STRETCH)
-    return matrix, columns, rows
 
 
 @cache

@@ -192,13 +192,14 @@ class Piece:
         views = (np.where(of_first, self.view - OF_FIRST, 0), np.where(of_first, 0, self.view))
         start = 0
         for stack, rows, view in zip((self.first, self.second), self.pairs.T, views, strict=True):
-            both, place = np.unique(np.stack([view, rows], axis=1), axis=0, return_inverse=True)
-            plain = stack.rows(both[:, 1])
-            for each in np.unique(both[:, 0]):
-                mine = both[:, 0] == each
+            both, place = np.unique(view * len(stack) + rows, return_inverse=True)
+            in_view, rows_seen = np.divmod(both, len(stack))
+            plain = stack.rows(rows_seen)
+            for each in np.unique(in_view[in_view > 0]):
+                mine = in_view == each
                 plain[mine] = seen(plain[mine], int(each))
             thumbs.append(plain)
-            pairs.append(place.reshape(-1) + start)
+            pairs.append(place + start)
             start += len(both)
         return np.concatenate(thumbs), np.stack(pairs, axis=1)
 

@@ -2,7 +2,7 @@
 
 Tilted: the middle of one picture is turned back by up to 14 degrees and looked for in the other, as a crop
 of it (`curation.align`). The angle is found in three steps, each finer and on fewer pairs: 4 degrees apart at
-12 x 12, 2 at 16 x 16, 1 at 32 x 32.
+8 x 8, 2 at 16 x 16, 1 at 32 x 32.
 
 Recoloured: where hues were exchanged, the luma of a copy is no function of the luma of its original, but it
 may still be a mixture of its colours. The mixture whose detail comes nearest is fitted (least squares, three
@@ -11,14 +11,15 @@ weights for 900 cells), and takes the place of the luma.
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from curation.align import WORTH_FINE, coarse, detail_of, high, in_batches
-from curation.crops import WHOLE, Array, Rows, boxes, correlation, halved, refine, warp
+from curation.align import best_crops, detail_of, high, in_batches
+from curation.crops import FEW, MANY, WHOLE, Array, Rows, halved, refine, warp
 from curation.looks import LUMA, luma
 
 ANGLES = np.array([-12, -8, -4, 4, 8, 12], np.float32)  # degrees
-WORTH_TURNING = 0.85  # correlation at 12 x 12 and the best angle, from which it is looked for finely
+WORTH_MANY = 0.75  # correlation at 8 x 8 with one of a few crops from which the many are tried at all angles
+WORTH_TURNING = 0.8  # correlation at 8 x 8 and the best angle, from which it is looked for finely
+WORTH_FINE = 0.45  # correlation of the detail at 16 x 16, from which it is looked for at 32 x 32
 CELLS = 30 * 30  # that have neighbours on all sides, of 32 x 32
 RIDGE = 0.05  # of the power of the colours' detail, so that nearly grey pictures get no wild weights
 
@@ -44,13 +45,18 @@ def tilted(pictures: Array, degrees: Array, tall: Array) -> Array:
     # A thumbnail is as wide as high: its units are those of the picture across, and `tall` times these down.
     matrix = np.stack([cosine, -sine * tall, sine / tall, cosine]) * side
     corner = size / 2 - (matrix[0::2] + matrix[1::2]) * (size / 2)
-    moves = np.stack([matrix[0], matrix[1], corner[0], matrix[2], matrix[3], corner[1]], axis=1)
-    found = np.empty_like(pictures)
-    for row, (picture, move) in enumerate(zip(pictures, moves.tolist(), strict=True)):
-        image = Image.fromarray(picture)
-        image = image.transform(image.size, Image.Transform.AFFINE, move, Image.Resampling.BILINEAR)
-        found[row] = np.asarray(image)
-    return found
+    across = np.arange(size, dtype=np.float32) + np.float32(0.5)
+    x, y = (
+        matrix[2 * axis, :, None, None] * across
+        + matrix[2 * axis + 1, :, None, None] * across[:, None]
+        + (corner[axis] - np.float32(0.5))[:, None, None]
+        for axis in (0, 1)
+    )
+    left, top = (np.clip(each, 0, size - 2).astype(np.int64) for each in (x, y))
+    right, low = ((each - whole.astype(np.float32)).clip(0, 1) for each, whole in ((x, left), (y, top)))
+    flat, at = pictures.ravel(), top * size + left + (np.arange(len(pictures)) * size * size)[:, None, None]
+    upper = flat[at] * (1 - right) + flat[at + 1] * right
+    return upper * (1 - low) + (flat[at + size] * (1 - right) + flat[at + size + 1] * right) * low
 
 
 def _tilted(fine: Array, pairs: Rows, tall: Array) -> Array:
@@ -64,14 +70,17 @@ def _tilted(fine: Array, pairs: Rows, tall: Array) -> Array:
 def _tilted_batch(outer: Array, inner: Array, tall: Array) -> Array:
     count = len(outer)
     small = halved(inner)
-    every = np.concatenate([tilted(small, np.full(count, angle), tall) for angle in ANGLES])
-    place = np.arange(len(every))
-    score, crop = coarse(np.concatenate([every, halved(outer)]), place, len(every) + place % count)
-    score, crop = score[:, 0].reshape(-1, count), crop[:, 0].reshape(-1, count)
-    best, rows = score.argmax(axis=0), np.flatnonzero(score.max(axis=0) >= WORTH_TURNING)
-    angle, box = ANGLES[best[rows]], boxes()[crop[best[rows], rows]]
+    every = halved(np.concatenate([tilted(small, np.full(count, angle), tall) for angle in ANGLES]))
+    every, place = np.concatenate([every, halved(halved(outer))]), np.arange(len(every))
+    score, _ = best_crops(FEW, every, place, len(place) + place % count)
+    likely = np.flatnonzero(score.reshape(len(ANGLES), -1).max(axis=0) >= WORTH_MANY)
+    place = place.reshape(len(ANGLES), -1)[:, likely].ravel()
+    score, crop = best_crops(MANY, every, place, len(ANGLES) * count + place % count)
+    score, crop = (each.reshape(len(ANGLES), -1) for each in (score, crop))
+    best, at = score.argmax(axis=0), np.flatnonzero(score.max(axis=0) >= WORTH_TURNING)
+    rows, angle, box = likely[at], ANGLES[best[at]], MANY.boxes[crop[best[at], at]]
     fit, angle, box = _turned_until_it_fits(halved(outer[rows]), small[rows], tall[rows], angle, box)
-    stays = fit > WORTH_FINE
+    stays = fit >= WORTH_FINE
     rows, angle, box = rows[stays], angle[stays], box[stays]
     fit, _, _ = _turned_until_it_fits(outer[rows], inner[rows], tall[rows], angle, box)
     result = np.zeros(count, np.float32)
@@ -82,7 +91,7 @@ def _tilted_batch(outer: Array, inner: Array, tall: Array) -> Array:
 def _turned_until_it_fits(
     outer: Array, inner: Array, tall: Array, angle: Array, box: Array
 ) -> tuple[Array, Array, Array]:
-    """Correlation, angle and box at the best of three angles: 2 degrees apart at 16 cells, 1 at 32."""
+    """Detail in common, angle and box at the best of three angles: 2 degrees apart at 16 cells, 1 at 32."""
     if not len(angle):
         return np.zeros(0, np.float32), angle, box
     tries, cells = [], inner.shape[1] // 2
@@ -90,9 +99,7 @@ def _turned_until_it_fits(
         tried = angle + np.float32(step * 32 / cells)
         target = halved(tilted(inner, tried, tall))
         at = refine(target, outer, box, rounds=8)
-        seen = warp(outer, at, cells)
-        fit = correlation(target, seen) if cells == 16 else detail_of(target, seen, at)
-        tries.append((fit, tried, at))
+        tries.append((detail_of(target, warp(outer, at, cells), at), tried, at))
     fits, angles, found = (np.stack(each) for each in zip(*tries, strict=True))
     best, rows = fits.argmax(axis=0), np.arange(len(angle))
     return fits[best, rows], angles[best, rows], found[best, rows]

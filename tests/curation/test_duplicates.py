@@ -84,6 +84,23 @@ def test_a_crop_is_laid_where_it_was_cut() -> None:
     assert np.allclose(found.box[0], expected, atol=0.02)
 
 
+def test_crops_anywhere_are_found_and_other_pictures_are_not() -> None:
+    draw, images = np.random.default_rng(0), [another(kind, 3) for kind in range(4)]
+    thumbs, where = [thumbnail(image) for image in images], []
+    for row in range(40):
+        image = images[row % 4]
+        width, height = (int(draw.uniform(0.66, 1) * side) for side in image.size)
+        left, top = int(draw.integers(image.width - width + 1)), int(draw.integers(image.height - height + 1))
+        thumbs.append(thumbnail(image.crop((left, top, left + width, top + height))))
+        where.append([left / image.width, width / image.width, top / image.height, height / image.height])
+    rows = np.arange(40)
+    pairs = [np.stack([4 + rows, (rows + other) % 4], axis=1) for other in range(4)]
+    found = align(np.stack(thumbs), np.concatenate(pairs))
+    assert found.score[:40].min() > 0.85
+    assert found.score[40:].max() < 0.5
+    assert np.allclose(found.box[:40][found.forward[:40]], np.array(where)[found.forward[:40]], atol=0.03)
+
+
 @pytest.mark.parametrize("make", [perceptual_hash, pca_hash])
 def test_hashes_do_not_see_gain_and_hardly_size_and_compression(make) -> None:
     grey = luma(thumbnail(another(1, 1)))
