@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.align import best_crops, detail_of, high, in_batches
-from curation.crops import FEW, MANY, WHOLE, Array, Rows, halved, refine, warp
+from curation.crops import FEW, MANY, WHOLE, Array, Crops, Rows, halved, refine, warp
 from curation.looks import LUMA, luma
 
 ANGLES = np.array([-12, -8, -4, 4, 8, 12], np.float32)  # degrees
@@ -68,24 +68,30 @@ def _tilted(fine: Array, pairs: Rows, tall: Array) -> Array:
 
 
 def _tilted_batch(outer: Array, inner: Array, tall: Array) -> Array:
-    count = len(outer)
-    small = halved(inner)
-    every = halved(np.concatenate([tilted(small, np.full(count, angle), tall) for angle in ANGLES]))
-    every, place = np.concatenate([every, halved(halved(outer))]), np.arange(len(every))
-    score, _ = best_crops(FEW, every, place, len(place) + place % count)
-    likely = np.flatnonzero(score.reshape(len(ANGLES), -1).max(axis=0) >= WORTH_MANY)
-    place = place.reshape(len(ANGLES), -1)[:, likely].ravel()
-    score, crop = best_crops(MANY, every, place, len(ANGLES) * count + place % count)
-    score, crop = (each.reshape(len(ANGLES), -1) for each in (score, crop))
+    small, beside = halved(inner), halved(halved(outer))
+    score, _ = _at_all_angles(FEW, halved(small), beside, tall, halve=False)
+    likely = np.flatnonzero(score.max(axis=0) >= WORTH_MANY)
+    score, crop = _at_all_angles(MANY, small[likely], beside[likely], tall[likely], halve=True)
     best, at = score.argmax(axis=0), np.flatnonzero(score.max(axis=0) >= WORTH_TURNING)
     rows, angle, box = likely[at], ANGLES[best[at]], MANY.boxes[crop[best[at], at]]
     fit, angle, box = _turned_until_it_fits(halved(outer[rows]), small[rows], tall[rows], angle, box)
     stays = fit >= WORTH_FINE
     rows, angle, box = rows[stays], angle[stays], box[stays]
     fit, _, _ = _turned_until_it_fits(outer[rows], inner[rows], tall[rows], angle, box)
-    result = np.zeros(count, np.float32)
+    result = np.zeros(len(outer), np.float32)
     result[rows] = fit
     return result
+
+
+def _at_all_angles(
+    crops: Crops, inner: Array, outer: Array, tall: Array, *, halve: bool
+) -> tuple[Array, Rows]:
+    """[angles, n] best correlations of turned pictures with crops of [n, 16, 16] others, and which crops."""
+    every = np.concatenate([tilted(inner, np.full(len(inner), angle), tall) for angle in ANGLES])
+    place = np.arange(len(every))
+    both = np.concatenate([halved(every) if halve else every, outer])
+    score, crop = best_crops(crops, both, place, len(every) + place % max(1, len(outer)))
+    return score.reshape(len(ANGLES), -1), crop.reshape(len(ANGLES), -1)
 
 
 def _turned_until_it_fits(
