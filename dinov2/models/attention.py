@@ -135,7 +135,13 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "tokens dim"], groups: Groups, backend: str, turns: Turns | None = None
     ) -> Float[Tensor, "tokens dim"]:
+        return self.proj(self.mixed(x, groups, backend, turns))
+
+    def mixed(
+        self, x: Float[Tensor, "tokens dim"], groups: Groups, backend: str, turns: Turns | None = None
+    ) -> Float[Tensor, "tokens dim"]:
+        """All heads' output, before the projection."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         if turns is not None:
             q, k = turn(q, turns), turn(k, turns)
-        return self.proj(packed_attention(q, k, v, groups, backend).flatten(-2))
+        return packed_attention(q, k, v, groups, backend).flatten(-2)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dinov2.models.attention import Attention, Groups
@@ -21,6 +21,15 @@ class Subset(NamedTuple):
     groups: Groups
     tokens: tuple[Int[Tensor, " kept"], ...]  # for each group
     scales: tuple[float, ...]  # crops / kept crops, for each group
+
+    def flat(self) -> Int[Tensor, " kept"]:
+        """The tokens of all groups."""
+        return self.tokens[0] if len(self.tokens) == 1 else torch.cat(self.tokens)
+
+    def factors(self) -> Float[Tensor, "kept 1"]:
+        """Each token's scale."""
+        pairs = zip(self.tokens, self.scales, strict=True)
+        return torch.cat([torch.full_like(own, scale, dtype=torch.float32) for own, scale in pairs])[:, None]
 
 
 class Keep(NamedTuple):
@@ -60,14 +69,19 @@ def kept_crops(count: int, rate: float) -> int:
     return max(1, round(count * (1 - rate)))
 
 
+def whole(groups: Groups, device: torch.device) -> Subset:
+    """All crops as a subset."""
+    sizes = [count * length for count, length in groups]
+    return Subset(groups, torch.arange(sum(sizes), device=device).split(sizes), (1.0,) * len(groups))
+
+
 def add_branch(
     x: Tokens, branch: Callable[[Tokens, Groups], Tokens], groups: Groups, subset: Subset | None
 ) -> Tokens:
     """x + branch(x), the branch computed for the subset's crops alone, scaled to keep the expectation."""
     if subset is None:
         return x + branch(x, groups)
-    tokens = subset.tokens[0] if len(subset.tokens) == 1 else torch.cat(subset.tokens)
-    update = branch(x.index_select(0, tokens), subset.groups).to(x.dtype)
+    update = branch(x.index_select(0, subset.flat()), subset.groups).to(x.dtype)
     parts = update.split([len(tokens) for tokens in subset.tokens])
     for tokens, part, scale in zip(subset.tokens, parts, subset.scales, strict=True):
         x = x.index_add(0, tokens, part, alpha=scale)
@@ -141,18 +155,23 @@ class Block(nn.Module):
         backend: str = "sdpa",
         keep: Keep | None = None,
         turns: Turns | None = None,
+        wanted: Bool[Tensor, " tokens"] | None = None,
     ) -> Float[Tensor, "... dim"]:
         """A packed sequence [tokens, dim] made up as `groups` say, or a plain batch [crops, tokens, dim].
 
         Args:
             keep: what stochastic depth leaves; None is everything.
             turns: rotary positions of the sequence's tokens, if there are any.
+            wanted: the tokens that go through all of the block; others serve their attention, and leave as
+                they came.
         """
         if groups is None:  # code written for the published blocks hands over a batch
             return self(x.flatten(0, 1), (tuple(x.shape[:2]),), backend, keep, turns).view_as(x)
         keep = keep or Keep()
         if turns is not None and keep.attention is not None:
-            turns = turns.of(torch.cat(keep.attention.tokens))
+            turns = turns.of(keep.attention.flat())
+        if wanted is not None:
+            return self._finish(x, groups, backend, keep, turns, wanted)
 
         def attend(x: Tokens, groups: Groups) -> Tokens:
             return self.ls1(self.attn(self.norm1(x), groups, backend, turns))
@@ -162,3 +181,26 @@ class Block(nn.Module):
 
         x = add_branch(x, attend, groups, keep.attention)
         return add_branch(x, feed, groups, keep.ffn)
+
+    def _finish(
+        self,
+        x: Tokens,
+        groups: Groups,
+        backend: str,
+        keep: Keep,
+        turns: Turns | None,
+        wanted: Bool[Tensor, " tokens"],
+    ) -> Tokens:
+        """What a token needs beyond attention, for the wanted ones alone."""
+        subset = keep.attention or whole(groups, x.device)
+        seen = x if keep.attention is None else x.index_select(0, subset.flat())
+        mixed = self.attn.mixed(self.norm1(seen), subset.groups, backend, turns)
+        inside = wanted[subset.flat()].nonzero().squeeze(1)
+        update = self.ls1(self.attn.proj(mixed.index_select(0, inside)))
+        x = x.index_add(0, subset.flat()[inside], (update * subset.factors()[inside]).to(x.dtype))
+
+        subset = keep.ffn or whole(groups, x.device)
+        inside = wanted[subset.flat()].nonzero().squeeze(1)
+        tokens = subset.flat()[inside]
+        update = self.ls2(self.mlp(self.norm2(x.index_select(0, tokens))))
+        return x.index_add(0, tokens, (update * subset.factors()[inside]).to(x.dtype))

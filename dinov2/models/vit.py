@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dinov2.models.attention import Groups, choose_backend
@@ -102,12 +102,20 @@ class VisionTransformer(Backbone):
         crops: Sequence[Images],
         masks: Sequence[Masks | None] | None = None,
         generator: torch.Generator | None = None,
+        looked_at: Int[Tensor, " some"] | None = None,
     ) -> list[Features]:
-        """As for every backbone. In training, a local norm is that of all but the first of `crops`."""
+        """As for every backbone. In training, a local norm is that of all but the first of `crops`.
+
+        Args:
+            looked_at: places, among all patches of the first crops, of those whose features are used. With
+                them the last block finishes these patches and CLS tokens alone; other features mean nothing.
+        """
         masks = masks if masks is not None else [None] * len(crops)
         x, groups = self._pack(crops, masks)
         keeps = self._depth(groups, x.device, generator)
-        x = self._run(x, groups, keeps, self._turns(crops, x.device, generator))[0]
+        turns = self._turns(crops, x.device, generator)
+        wanted = None if looked_at is None else self._wanted(groups, looked_at)
+        x = self._run(x, groups, keeps, turns, wanted=wanted)[0]
         outputs = zip(
             self._unpack(self._normed(x, groups), groups), self._unpack(x, groups), masks, strict=True
         )
@@ -208,17 +216,33 @@ class VisionTransformer(Backbone):
         groups: Groups,
         keeps: Sequence[Keep | None],
         turns: Turns | None,
-        wanted: Iterable[int] = (),
+        outputs_of: Iterable[int] = (),
+        wanted: Bool[Tensor, " tokens"] | None = None,
     ) -> list[Tokens]:
-        """Run as many blocks as there are `keeps`; give what the `wanted` ones, or else the last, put out."""
+        """Run as many blocks as there are `keeps`; give what some of them, or else the last, put out.
+
+        Args:
+            wanted: the tokens that the last block finishes, if not all.
+        """
         backend = self.attention_backend or choose_backend(x.device, self._compute_dtype(x))
-        chosen = {index % len(self.blocks) for index in wanted}
+        chosen = {index % len(self.blocks) for index in outputs_of}
         outputs = []
         for index, keep in enumerate(keeps):
-            x = self.blocks[index](x, groups, backend, keep, turns)
+            last = () if wanted is None or index + 1 < len(keeps) else (wanted,)
+            x = self.blocks[index](x, groups, backend, keep, turns, *last)
             if index in chosen:
                 outputs.append(x)
         return outputs or [x]
+
+    def _wanted(self, groups: Groups, looked_at: Int[Tensor, " some"]) -> Bool[Tensor, " tokens"]:
+        """Which tokens are CLS tokens or patches that are looked at."""
+        parts = [torch.zeros(group, dtype=torch.bool, device=looked_at.device) for group in groups]
+        for part in parts:
+            part[:, 0] = True
+        before = 1 + self.num_register_tokens
+        patches = groups[0][1] - before
+        parts[0][looked_at // patches, looked_at % patches + before] = True
+        return torch.cat([part.flatten() for part in parts])
 
     def _compute_dtype(self, x: Tokens) -> torch.dtype:
         if torch.is_autocast_enabled(x.device.type):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -68,7 +69,12 @@ class Branch(nn.Module):
     Args:
         backbone: any; stochastic depth is its own matter. Only our ViT has the mask token of the patch loss.
         heads: sizes of the heads. `ibot_head` is None where both share one.
+
+    Attributes:
+        trims: whether the last block finishes only tokens that a head sees: no other patches are used then.
     """
+
+    trims = False
 
     def __init__(self, backbone: Backbone, heads: HeadsConfig) -> None:
         super().__init__()
@@ -95,8 +101,11 @@ class Branch(nn.Module):
             masks: patches of the global crops that the mask token replaces; None for a teacher, who sees all.
             generator: draws stochastic depth.
         """
+        looked_at: dict[str, Any] = {}
+        if self.trims:
+            looked_at["looked_at"] = crops[0].new_zeros(0, dtype=torch.long) if masked is None else masked
         features = self.backbone.forward_packed(
-            list(crops), [masks, *[None] * (len(crops) - 1)], generator=generator
+            list(crops), [masks, *[None] * (len(crops) - 1)], generator=generator, **looked_at
         )
         cls = torch.cat([group["x_norm_clstoken"] for group in features])
         patches = features[0]["x_norm_patchtokens"]

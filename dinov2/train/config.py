@@ -34,6 +34,7 @@ class ModelConfig:
     rope_jitter: float = 1.0  # largest factor drawn for each axis; 1 for none
     rope_rescale: float = 2.0  # largest factor drawn for both axes (DINOv3); 1 for none
     checkpointing: str = runtime("auto")  # what backward computes again: none, light, selective, full
+    trim: bool = runtime(True)  # the last block finishes only tokens that a loss looks at; not compiled
     local_norm: bool = False  # an output norm of their own for local crops (DINOv3)
 
     @property

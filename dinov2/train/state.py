@@ -49,14 +49,17 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
     network = config.network()
     heads = None if config.contrasts else config.heads
     student, teacher = make_branches(network, heads, config.seed, device, config.sharding)
+    gram = "gram" in config.weights()
     if "ibot" not in config.weights():
         freeze_patch_loss(student)
     for branch in (student, teacher):
         branch.backbone.normalisation = tuple(config.augment.mean), tuple(config.augment.std)
         branch.backbone.value_range = tuple(config.augment.value_range)
+        # a compiled block wants fixed shapes, and the Gram loss all patches
+        branch.trims = config.model.trim and config.model.is_vit and not config.compile and not gram
     checkpoint_layers(student.backbone.layers(), _computed_again(config, student, device))
     frozen = frozen_teacher(config, device) if config.distill else None
-    anchor = make_anchor(network, device, config.sharding) if "gram" in config.weights() else None
+    anchor = make_anchor(network, device, config.sharding) if gram else None
     if config.onednn and not config.compile and device.type == "cpu" and config.precision == "fp32":
         for each in (student, teacher, frozen, anchor):
             if each is not None:

@@ -117,6 +117,18 @@ def _all_collectives() -> dict[str, dict[str, int]]:
     return {name: _collectives(*words) for name, words in CASES.items()}
 
 
+@pytest.mark.parametrize("rest", ["model.drop_path=0.4", "model.drop_path=0 losses.ibot=0 model.registers=2"])
+def test_a_last_block_that_leaves_out_unseen_patches_gives_the_same_gradient(rest: str):
+    torch.manual_seed(0)
+    gradients, centers = _gradient(_config(*rest.split()))
+    torch.manual_seed(0)  # which crops are kept
+    expected, expected_centers = _gradient(_config(*rest.split(), "model.trim=false"))
+    assert gradients.keys() == expected.keys() and "backbone.blocks.1.mlp.fc2.weight" in gradients
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).norm() <= 2e-5 * gradient.norm() + 1e-7, name
+    assert all(torch.allclose(centers[name], own) for name, own in expected_centers.items())
+
+
 def test_a_step_needs_these_collectives_and_no_more():
     """Two blocks and what is outside of them: 3 gathers of weights forward and 3 backward for the student, 3
     for the teacher; gradients scattered 3 times. Besides, sums over ranks of small things: 2 a round for the
