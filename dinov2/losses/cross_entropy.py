@@ -200,11 +200,15 @@ class _InParts(torch.autograd.Function):
 
 def _to_gradient(scores: Float[Tensor, "some prototypes"], part: Part, temperature: float) -> Tensor:
     """A part's loss; its scores give way to the gradient."""
-    logs = torch.log_softmax(wide(scores, copy=True).mul_(1 / temperature), dim=1)
-    targets = part.targets()
-    loss = _weighed(part.weight, targets, logs)
+    logits = wide(scores, copy=True).mul_(1 / temperature)
+    chances = torch.softmax(logits, dim=1)
+    # The likeliest has 1 / sum(exp(logits - highest)); logarithms of all would be another exponential of all.
+    logsums = logits.amax(dim=1) - chances.amax(dim=1).log_()
     scale = part.weight[:, None] / temperature
-    scores.copy_(logs.exp_().mul_(part.mass() * scale).sub_(targets.mul_(scale)))
+    targets = part.targets().mul_(scale)
+    met = torch.dot(targets.flatten(), logits.flatten())
+    loss = (part.weight * part.mass().squeeze(1) * logsums).sum() - temperature * met
+    scores.copy_(chances.mul_(part.mass() * scale).sub_(targets))
     return loss
 
 

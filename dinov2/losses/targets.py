@@ -5,6 +5,7 @@ kept as that, and the distributions are made some rows at a time, where a loss n
 [samples x prototypes] lives.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from dinov2.parallel import all_max, all_sum
 
 CHUNK = -1  # scores in float32 at a time, by the device
 CPU_CHUNK, CHUNK_ELSEWHERE = 2**20, 2**24  # 4 MiB stay in a cache; a GPU needs work for all of its units
+LOG2_E = math.log2(math.e)
 RANGE = 60.0  # of scores / temperature: exponentials of this range keep all their digits in float32
 
 
@@ -152,9 +154,9 @@ def _by_products(
     Factors of columns then span no more than that range either: they are ratios of weighted sums of these
     exponentials.
     """
-    q = wide(scores, copy=True).mul_(1 / temperature)
-    highest = q.amax()
-    q = q.sub_(highest).exp_()
+    highest = wide(scores.amax()) / temperature
+    # as powers of two: on a CPU torch's exp2 takes a third of the time of its exp
+    q = wide(scores, copy=True).mul_(LOG2_E / temperature).sub_(highest * LOG2_E).exp2_()
     if columns is None:
         return q.sum(dim=0).log_().add_(highest)
     lowest = columns.amin()

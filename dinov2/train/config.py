@@ -151,7 +151,7 @@ class TrainConfig:
     workers: int = runtime(1)  # processes that read and augment pictures, beside each training process
     sharding: ShardingConfig = runtime(ShardingConfig)
     compile: bool = runtime(False)  # blocks by torch.compile; the first step takes a minute or more
-    onednn: bool = runtime(True)  # linear layers in fp32 on a CPU by oneDNN, not by torch's own choice
+    onednn: bool = runtime(True)  # linear layers on a CPU by oneDNN directly, not by torch's own way
     keep_memory: bool = runtime(True)  # on a CPU: what a step frees stays with the process for the next one
     threads: int = runtime(0)  # of torch on the CPU; 0: as torch finds
     cache: str = runtime("")  # folder for what comes from URLs, and for indexes of tars

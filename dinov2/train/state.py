@@ -60,7 +60,7 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
     checkpoint_layers(student.backbone.layers(), _computed_again(config, student, device))
     frozen = frozen_teacher(config, device) if config.distill else None
     anchor = make_anchor(network, device, config.sharding) if gram else None
-    if config.onednn and not config.compile and device.type == "cpu" and config.precision == "fp32":
+    if config.onednn and not config.compile and device.type == "cpu":
         for each in (student, teacher, frozen, anchor):
             if each is not None:
                 use_onednn(each)

@@ -83,14 +83,19 @@ def test_a_step_by_onednn_equals_one_by_torch():
     assert torch.linalg.vector_norm(ours - theirs) < 1e-4 * torch.linalg.vector_norm(theirs)
 
 
-def test_half_precision_is_left_to_torch():
-    network = nn.Sequential(nn.Linear(8, 8))
-    use_onednn(network)
-    x = torch.randn(5, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        given = network(x)
-        assert torch.equal(given, nn.functional.linear(x, network[0].weight, network[0].bias))  # pyright: ignore
-    assert given.dtype == torch.bfloat16
+def test_half_precision_gives_torchs_own_bits():
+    torch.manual_seed(0)
+    layer = nn.Linear(192, 576)
+    x, upstream = torch.randn(2, 70, 192), torch.randn(2, 70, 576)
+
+    def halved(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return torch.autocast("cpu", torch.bfloat16)(forward)
+
+    theirs = values_and_gradients(layer, halved(layer.forward), x, upstream)
+    use_onednn(layer)
+    ours = values_and_gradients(layer, halved(layer.forward), x, upstream)
+    assert ours[0].dtype == torch.bfloat16 and ours[2].dtype == torch.float32
+    assert all(torch.equal(own, other) for own, other in zip(ours, theirs, strict=True))
 
 
 FAULTS = """
