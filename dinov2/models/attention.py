@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from functools import cache, lru_cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,9 @@ def packed_attention(q: Heads, k: Heads, v: Heads, groups: Groups, backend: str)
 
 
 def _sdpa(q: Heads, k: Heads, v: Heads, groups: Groups) -> Heads:
+    if q.device.type == "cpu" and q.dtype in HALF and max(length for _, length in groups) <= SHORT:
+        # torch's half-precision CPU kernel is no more exact, and takes 2 (257 tokens) to 4 times (69) as long
+        return _Products.apply(q, k, v, groups)  # type: ignore[return-value]  # apply is untyped
     sizes = [count * length for count, length in groups]
     # split, not slices: its backward is one concatenation instead of a zero-filled whole per group
     parts = zip(q.split(sizes), k.split(sizes), v.split(sizes), groups, strict=True)
@@ -50,13 +54,52 @@ def _sdpa(q: Heads, k: Heads, v: Heads, groups: Groups) -> Heads:
 
 def _sdpa_equal(q: Heads, k: Heads, v: Heads, group: tuple[int, int]) -> Heads:
     q, k, v = (part.unflatten(0, group).transpose(1, 2) for part in (q, k, v))
-    if q.device.type == "cpu" and q.dtype in HALF and group[1] <= SHORT:
-        # torch's half-precision CPU kernel is no more exact, and takes 2 (257 tokens) to 4 times (69) as long
-        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)
-        output = weights @ v
-    else:
-        output = F.scaled_dot_product_attention(q, k, v)
-    return output.transpose(1, 2).flatten(0, 1)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+
+
+class _Products(torch.autograd.Function):
+    """Attention by plain matrix products. By hand: so each of its tensors is laid out anew once, not thrice."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Heads, k: Heads, v: Heads, groups: Groups) -> Heads:
+        output, saved, scale = q.new_empty(q.shape), [], q.shape[-1] ** -0.5
+        sizes = [count * length for count, length in groups]
+        for group, own, *parts in zip(groups, *(x.split(sizes) for x in (output, q, k, v)), strict=True):
+            q, k, v = (_by_head(part, group) for part in parts)
+            weights = _product(q, k.mT, scale).softmax(dim=-1)
+            _back(weights @ v, group, own)
+            saved += [q, k, v, weights]
+        ctx.save_for_backward(*saved)
+        ctx.groups = groups
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Heads) -> tuple[Heads | None, ...]:  # type: ignore[override]  # one output
+        found = [grad.new_empty(grad.shape) for _ in range(3)]
+        saved, scale = iter(ctx.saved_tensors), grad.shape[-1] ** -0.5
+        sizes = [count * length for count, length in ctx.groups]
+        parts = zip(ctx.groups, *(x.split(sizes) for x in (grad, *found)), strict=True)
+        for group, upstream, to_q, to_k, to_v in parts:
+            q, k, v, weights = (next(saved) for _ in range(4))
+            upstream = _by_head(upstream, group)
+            to_scores = torch._softmax_backward_data(upstream @ v.mT, weights, -1, weights.dtype)
+            _back(_product(to_scores, k, scale), group, to_q)
+            _back(_product(to_scores.mT, q, scale), group, to_k)
+            _back(weights.mT @ upstream, group, to_v)
+        return *found, None
+
+
+def _by_head(x: Heads, group: tuple[int, int]) -> Float[Tensor, "crops*heads tokens head_dim"]:
+    return x.unflatten(0, group).transpose(1, 2).flatten(0, 1)
+
+
+def _back(x: Float[Tensor, "crops*heads tokens head_dim"], group: tuple[int, int], target: Heads) -> None:
+    target.unflatten(0, group).copy_(x.unflatten(0, (group[0], -1)).transpose(1, 2))
+
+
+def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Scaled on the way."""
+    return torch.baddbmm(left.new_empty(1), left, right, beta=0, alpha=scale)
 
 
 def _varlen(q: Heads, k: Heads, v: Heads, groups: Groups) -> Heads:

@@ -1,7 +1,7 @@
 """Transformer blocks on packed sequences, with stochastic depth that leaves work out."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,10 @@ class Subset(NamedTuple):
         """The tokens of all groups."""
         return self.tokens[0] if len(self.tokens) == 1 else torch.cat(self.tokens)
 
-    def factors(self) -> Float[Tensor, "kept 1"]:
+    def factors(self, dtype: torch.dtype) -> Float[Tensor, "kept 1"]:
         """Each token's scale."""
         pairs = zip(self.tokens, self.scales, strict=True)
-        return torch.cat([torch.full_like(own, scale, dtype=torch.float32) for own, scale in pairs])[:, None]
+        return torch.cat([torch.full_like(own, scale, dtype=dtype) for own, scale in pairs])[:, None]
 
 
 class Keep(NamedTuple):
@@ -76,16 +76,73 @@ def whole(groups: Groups, device: torch.device) -> Subset:
 
 
 def add_branch(
-    x: Tokens, branch: Callable[[Tokens, Groups], Tokens], groups: Groups, subset: Subset | None
+    x: Tokens,
+    branch: Callable[[Tokens, Groups], Tokens],
+    groups: Groups,
+    subset: Subset | None,
+    gamma: Float[Tensor, " dim"] | None = None,
 ) -> Tokens:
-    """x + branch(x), the branch computed for the subset's crops alone, scaled to keep the expectation."""
+    """x + gamma * branch(x), the branch for the subset's crops alone, scaled to keep the expectation."""
     if subset is None:
-        return x + branch(x, groups)
-    update = branch(x.index_select(0, subset.flat()), subset.groups).to(x.dtype)
-    parts = update.split([len(tokens) for tokens in subset.tokens])
-    for tokens, part, scale in zip(subset.tokens, parts, subset.scales, strict=True):
-        x = x.index_add(0, tokens, part, alpha=scale)
-    return x
+        return added(x, branch(x, groups), gamma)
+    x, seen = _Taken.apply(x, subset.flat())  # type: ignore[misc]  # apply is untyped
+    return added(x, branch(seen, subset.groups), gamma, subset.flat(), subset.factors(x.dtype))
+
+
+def added(
+    x: Tokens,
+    update: Float[Tensor, "some dim"],
+    gamma: Float[Tensor, " dim"] | None,
+    tokens: Int[Tensor, " some"] | None = None,
+    factors: Float[Tensor, "some 1"] | None = None,
+) -> Tokens:
+    """x + factors * gamma * update at these tokens, each once, or at all; in the type of x."""
+    return _Added.apply(x, update, gamma, tokens, factors)  # type: ignore[return-value]  # apply is untyped
+
+
+class _Taken(torch.autograd.Function):
+    """A sequence, and some of its tokens. By hand, since their gradient then needs no tensor of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tokens, tokens: Int[Tensor, " some"]) -> tuple[Tokens, Tokens]:
+        ctx.save_for_backward(tokens)
+        return x.view_as(x), x.index_select(0, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tokens, of_some: Tokens) -> tuple[Tokens, None]:  # type: ignore[override]
+        (tokens,) = ctx.saved_tensors
+        return grad.index_add(0, tokens, of_some), None
+
+
+class _Added(torch.autograd.Function):
+    """What `added` gives. By hand, since operators on two types at once take three times as long on a CPU."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tokens,
+        update: Tokens,
+        gamma: Tensor | None,
+        tokens: Tensor | None,
+        factors: Tensor | None,
+    ) -> Tokens:
+        ctx.save_for_backward(update, gamma, tokens, factors)
+        scaled = update.to(x.dtype, copy=True)
+        for factor in (gamma, factors):
+            if factor is not None:
+                scaled.mul_(factor)
+        return scaled.add_(x) if tokens is None else x.index_add(0, tokens, scaled)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tokens) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # one output
+        update, gamma, tokens, factors = ctx.saved_tensors
+        own = grad if tokens is None else grad.index_select(0, tokens)
+        if factors is not None:
+            own = own * factors
+        if gamma is None:
+            return grad, own.to(update.dtype), None, None, None
+        to_gamma = update.to(own.dtype, copy=True).mul_(own).sum(dim=0).to(gamma.dtype)
+        return grad, (own * gamma).to(update.dtype), to_gamma, None, None
 
 
 class LayerScale(nn.Module):
@@ -174,13 +231,13 @@ class Block(nn.Module):
             return self._finish(x, groups, backend, keep, turns, wanted)
 
         def attend(x: Tokens, groups: Groups) -> Tokens:
-            return self.ls1(self.attn(self.norm1(x), groups, backend, turns))
+            return self.attn(self.norm1(x), groups, backend, turns)
 
         def feed(x: Tokens, groups: Groups) -> Tokens:
-            return self.ls2(self.mlp(self.norm2(x)))
+            return self.mlp(self.norm2(x))
 
-        x = add_branch(x, attend, groups, keep.attention)
-        return add_branch(x, feed, groups, keep.ffn)
+        x = add_branch(x, attend, groups, keep.attention, getattr(self.ls1, "gamma", None))
+        return add_branch(x, feed, groups, keep.ffn, getattr(self.ls2, "gamma", None))
 
     def _finish(
         self,
@@ -196,11 +253,12 @@ class Block(nn.Module):
         seen = x if keep.attention is None else x.index_select(0, subset.flat())
         mixed = self.attn.mixed(self.norm1(seen), subset.groups, backend, turns)
         inside = wanted[subset.flat()].nonzero().squeeze(1)
-        update = self.ls1(self.attn.proj(mixed.index_select(0, inside)))
-        x = x.index_add(0, subset.flat()[inside], (update * subset.factors()[inside]).to(x.dtype))
+        update = self.attn.proj(mixed.index_select(0, inside))
+        gamma = getattr(self.ls1, "gamma", None)
+        x = added(x, update, gamma, subset.flat()[inside], subset.factors(x.dtype)[inside])
 
         subset = keep.ffn or whole(groups, x.device)
         inside = wanted[subset.flat()].nonzero().squeeze(1)
         tokens = subset.flat()[inside]
-        update = self.ls2(self.mlp(self.norm2(x.index_select(0, tokens))))
-        return x.index_add(0, tokens, (update * subset.factors()[inside]).to(x.dtype))
+        update = self.mlp(self.norm2(x.index_select(0, tokens)))
+        return added(x, update, getattr(self.ls2, "gamma", None), tokens, subset.factors(x.dtype)[inside])

@@ -19,23 +19,25 @@ def branch(x: torch.Tensor, groups: object) -> torch.Tensor:
     return x.sin()
 
 
-def masked_form(x: torch.Tensor, subset: Subset) -> torch.Tensor:
+def masked_form(x: torch.Tensor, subset: Subset | None, gamma: torch.Tensor) -> torch.Tensor:
     """Everything computed, then multiplied by 0 or the scale: the plain meaning of the subset form."""
-    factor = torch.zeros(len(x), 1, dtype=x.dtype)
-    for tokens, scale in zip(subset.tokens, subset.scales, strict=True):
-        factor[tokens] = scale
-    return x + factor * branch(x, None)
+    factor = torch.ones(len(x), 1, dtype=x.dtype) * (subset is None)
+    if subset is not None:
+        for tokens, scale in zip(subset.tokens, subset.scales, strict=True):
+            factor[tokens] = scale
+    return x + factor * gamma * branch(x, None)
 
 
 def test_each_draw_equals_the_masked_form_in_value_and_gradient() -> None:
     x = torch.randn(41, 6, dtype=torch.float64, requires_grad=True)
-    for keep in draw_depth(GROUPS, 0.4, 3, CPU, torch.Generator().manual_seed(0)):
-        for subset in keep:
-            assert subset is not None
-            plain, ours = masked_form(x, subset), add_branch(x, branch, GROUPS, subset)
-            assert torch.allclose(ours, plain)
-            mine, theirs = (torch.autograd.grad(y.pow(2).sum(), x)[0] for y in (ours, plain))
-            assert torch.allclose(mine, theirs)
+    gamma = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    drawn = draw_depth(GROUPS, 0.4, 3, CPU, torch.Generator().manual_seed(0))
+    for subset in (None, *(subset for keep in drawn for subset in keep)):
+        plain, ours = masked_form(x, subset, gamma), add_branch(x, branch, GROUPS, subset, gamma)
+        assert torch.allclose(ours, plain)
+        mine, theirs = (torch.autograd.grad(y.pow(2).sum(), (x, gamma)) for y in (ours, plain))
+        assert all(map(torch.allclose, mine, theirs))
+        assert torch.equal(add_branch(x, branch, GROUPS, subset), add_branch(x, branch, GROUPS, subset, gamma * 0 + 1))
 
 
 def test_the_mean_over_draws_is_the_full_branch() -> None:

@@ -80,11 +80,12 @@ def test_packed_crops_equal_separate_forwards(
         assert (ours - theirs).abs().max() <= TOLERANCE[dtype] * theirs.abs().max().clamp(min=1)
 
 
+@pytest.mark.parametrize("length", [20, SHORT + 1])
 @pytest.mark.parametrize(("backend", "device", "dtype"), BACKEND_RUNS)
-def test_attention_equals_float64(backend: str, device: str, dtype: torch.dtype) -> None:
+def test_attention_equals_float64(backend: str, device: str, dtype: torch.dtype, length: int) -> None:
     """In value and gradients, for crops on both sides of `SHORT`."""
     skip_if_missing(backend, device, dtype)
-    groups = ((2, 37), (1, SHORT + 1))
+    groups = ((2, 37), (1, length))
     tokens = sum(count * length for count, length in groups)
     q, k, v, gradient = 1.5 * torch.randn(4, tokens, 3, 64, generator=torch.Generator().manual_seed(0))
     k = (q + k) / 2  # a token attends to itself first of all
