@@ -58,7 +58,7 @@ def _sdpa_equal(q: Heads, k: Heads, v: Heads, group: tuple[int, int]) -> Heads:
 
 
 class _Products(torch.autograd.Function):
-    """Attention by plain matrix products. By hand: so each of its tensors is laid out anew once, not thrice."""
+    """Attention by plain matrix products. By hand, so that a tensor is laid out anew once, not thrice."""
 
     @staticmethod
     def forward(ctx: Any, q: Heads, k: Heads, v: Heads, groups: Groups) -> Heads:
@@ -82,7 +82,7 @@ class _Products(torch.autograd.Function):
         for group, upstream, to_q, to_k, to_v in parts:
             q, k, v, weights = (next(saved) for _ in range(4))
             upstream = _by_head(upstream, group)
-            to_scores = torch._softmax_backward_data(upstream @ v.mT, weights, -1, weights.dtype)
+            to_scores = torch.ops.aten._softmax_backward_data(upstream @ v.mT, weights, -1, weights.dtype)
             _back(_product(to_scores, k, scale), group, to_q)
             _back(_product(to_scores.mT, q, scale), group, to_k)
             _back(weights.mT @ upstream, group, to_v)
