@@ -14,10 +14,9 @@ hue and blur, pixels equal those of torchvision's transforms on Pillow pictures,
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from random import Random
-from typing import NamedTuple
-
-import dinov2.vision_ops  # noqa: F401  # for what its import does: torchvision can be imported
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms.v2 import functional as F
 
 from dinov2.config import listed, one_of
 from dinov2.data.arrays import decode_array
@@ -259,7 +257,7 @@ def cut(pixels: Pixels, plan: CropPlan, size: int) -> Pixels:
     """Cuts, resizes, flips and colours one crop."""
     crop = resized(pixels, plan.box, size)
     if crop.dtype != torch.uint8:
-        crop = F.horizontal_flip(crop) if plan.flip else crop
+        crop = crop.flip(-1) if plan.flip else crop
         return _coloured(crop.clamp_(0, 1), plan)  # bicubic weights can be negative
     array = crop.numpy()
     planes = np.ascontiguousarray(array[..., ::-1] if plan.flip else array)
@@ -271,14 +269,27 @@ def cut(pixels: Pixels, plan: CropPlan, size: int) -> Pixels:
 def solarised(crop: Pixels) -> Pixels:
     """As torchvision's `solarize`, which takes forty times as long with uint8."""
     if crop.dtype != torch.uint8:
-        return F.solarize(crop, SOLARISE_FROM / 255)
+        return _torchvision().solarize(crop, SOLARISE_FROM / 255)
     return torch.minimum(crop, 255 - crop)  # from SOLARISE_FROM on, and only there, 255 - x is the lesser
+
+
+@cache
+def _torchvision() -> Any:
+    """Its functions. Only floats need them; importing it takes a sixth of the time to the first step."""
+    import dinov2.vision_ops  # noqa: F401  # for what its import does: torchvision can be imported
+
+    from torchvision.transforms.v2 import functional
+
+    return functional
 
 
 def _coloured(
     crop: Float[Tensor, "channels height width"], plan: CropPlan
 ) -> Float[Tensor, "channels height width"]:
     """The same changes on floats; of other than three channels only those of light."""
+    if not (plan.colours or plan.grey):
+        return crop
+    F = _torchvision()
     for index, amount in plan.colours:
         if index == 0:
             crop = (crop * amount).clamp_(0, 1)

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
-import dinov2.vision_ops  # noqa: F401  # for what its import does: timm imports torchvision
-
-import timm
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -152,7 +150,18 @@ class TimmBackbone(Backbone):
         return final, [(features, features.new_empty(len(x), 0, features.shape[1])) for features in maps]
 
 
+@cache
+def _timm() -> Any:
+    """Imported where it is needed: that takes seconds, and most runs have no model of it."""
+    import dinov2.vision_ops  # noqa: F401  # for what its import does: timm imports torchvision
+
+    import timm
+
+    return timm
+
+
 def _create(name: str, pretrained: bool, seed: int, options: dict[str, Any]) -> Any:
+    timm = _timm()
     if not timm.is_model(name):
         near = get_close_matches(name.split(".")[0], timm.list_models(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names all"
@@ -168,6 +177,7 @@ def _create(name: str, pretrained: bool, seed: int, options: dict[str, Any]) -> 
 
 
 def _create_for_any_size(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    timm = _timm()
     # what is at its default is left to timm, since some models do not know the option
     given: dict[str, Any] = {key: value for key, value in options.items() if value != DEFAULTS[key]}
     given["num_classes"] = 0
