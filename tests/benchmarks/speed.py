@@ -177,7 +177,7 @@ def start(scale: float, data: Path) -> Rows:
         pool = Path(folder) / "pool"
         class_folder(pool, classes=4, each=16, size=(500, 375), formats=("jpg",))
         words = [sys.executable, "-m", "dinov2", "train", f"data={pool}", f"output={folder}/run", *SMALL]
-        first = _seconds(words, until=Path(folder) / "run" / "metrics.jsonl", lines=2)
+        first = _seconds(words, until=Path(folder) / "run" / "metrics.jsonl", lines=1)
         source = open_source(str(pool), cache=Path(folder) / "cache")
         begins = {at: _first_batch(source, at) for at in (0, 0, 10**9)}  # the first one is warmth
     return [
