@@ -62,6 +62,7 @@ test-slurm: .venv/.installed-test
 
 bench: .venv/.installed-test
 	PEER=$(call quoted,$(PEER)) .venv/bin/python -m tests.benchmarks.speed
+	.venv/bin/python -m tests.benchmarks.readme
 
 bench-curation: .venv/.installed-test
 	.venv/bin/python -m tests.benchmarks.curation

@@ -242,6 +242,13 @@ class TrainConfig:
         """The losses by name with their weights."""
         return self.contrastive.weights() if self.contrasts else self.losses.weights()
 
+    def trims(self) -> bool:
+        """Whether the last block finishes only tokens that a loss looks at.
+
+        A compiled block wants fixed shapes, and the Gram loss looks at all patches.
+        """
+        return self.model.trim and self.model.is_vit and not self.compile and "gram" not in self.weights()
+
     def network(self) -> AnyConfig:
         """What the backbone is made of."""
         inner = self.model.network(self.augment.global_size)

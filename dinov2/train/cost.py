@@ -25,7 +25,7 @@ PEAKS = {
 WATTS = {"cuda": 700.0, "mps": 30.0, "cpu": 65.0}  # assumed where watch.watts gives nothing
 
 
-def vit_flops(vit: ViTConfig, side: int, share: float = 1.0) -> float:
+def vit_flops(vit: ViTConfig, side: int, share: float = 1.0, finished: float | None = None) -> float:
     """Operations (an addition is one, a multiplication another) of one crop's way through the backbone.
 
     Matrix products only: norms, activations and softmax are below a hundredth. With n tokens of width d, a
@@ -33,12 +33,15 @@ def vit_flops(vit: ViTConfig, side: int, share: float = 1.0) -> float:
 
     Args:
         share: of the crops that a block's branches compute, 1 - drop_path in training.
+        finished: tokens that go on from the last block's attention; None: all.
     """
     patches = (side // vit.patch) ** 2
     tokens = 1 + vit.registers + patches
     matrices = 3 if vit.ffn == "swiglu" else 2
-    block = 8 * tokens * vit.dim**2 + 4 * tokens**2 * vit.dim + 2 * matrices * tokens * vit.dim * vit.hidden
-    return share * vit.depth * block + 2 * patches * vit.dim * vit.channels * vit.patch**2
+    attention = 6 * tokens * vit.dim**2 + 4 * tokens**2 * vit.dim
+    rest = 2 * vit.dim**2 + 2 * matrices * vit.dim * vit.hidden  # of a token
+    blocks = vit.depth * attention + ((vit.depth - 1) * tokens + (finished or tokens)) * rest
+    return share * blocks + 2 * patches * vit.dim * vit.channels * vit.patch**2
 
 
 def head_flops(head: HeadConfig, dim: int) -> float:
@@ -65,10 +68,11 @@ def work_of(config: TrainConfig) -> Work | None:
     patches = (augment.global_size // vit.patch) ** 2
     masked = 2 * patches * config.masks.probability * sum(config.masks.ratio) / 2 if config.losses.ibot else 0
     cls, patch = (head_flops(head, vit.dim) for head in (config.heads.dino, ibot))
-    teacher = 2 * vit_flops(vit, augment.global_size) + 2 * cls + masked * patch
-    student = (
-        sum(vit_flops(vit, side, 1 - vit.drop_path) for side in sides) + len(sides) * cls + masked * patch
-    )
+    finished = [1 + masked / 2] * 2 + [1] * augment.local_crops if config.trims() else [None] * len(sides)
+    crops = list(zip(sides, finished, strict=True))
+    teacher = sum(vit_flops(vit, side, 1, some) for side, some in crops[:2]) + 2 * cls + masked * patch
+    seen = sum(vit_flops(vit, side, 1 - vit.drop_path, some) for side, some in crops)
+    student = seen + len(sides) * cls + masked * patch
     tokens = sum(1 + vit.registers + (side // vit.patch) ** 2 for side in sides)
     return Work(flops=teacher + 3 * student, tokens=tokens)
 

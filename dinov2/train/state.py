@@ -55,8 +55,7 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
     for branch in (student, teacher):
         branch.backbone.normalisation = tuple(config.augment.mean), tuple(config.augment.std)
         branch.backbone.value_range = tuple(config.augment.value_range)
-        # a compiled block wants fixed shapes, and the Gram loss all patches
-        branch.trims = config.model.trim and config.model.is_vit and not config.compile and not gram
+        branch.trims = config.trims()
     checkpoint_layers(student.backbone.layers(), _computed_again(config, student, device))
     frozen = frozen_teacher(config, device) if config.distill else None
     anchor = make_anchor(network, device, config.sharding) if gram else None

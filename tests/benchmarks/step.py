@@ -1,9 +1,9 @@
 """A training step of ours in several forms, and lightly-train's, each in a process of its own.
 
 ViT-S/14, 8 pictures, 2 x 224 + 8 x 98 pixels, 65,536 prototypes, one head for image and patch tokens, random
-pixels. The first step is warmth; the median of the others counts. PEER names an interpreter that has
-lightly-train, in an environment of its own: it reads pictures, and is timed from batch to batch without the
-reading. Without it only our own forms are measured.
+pixels. The first step is warmth; the median of the others counts. There are three rounds of them all. PEER
+names an interpreter that has lightly-train, in an environment of its own: it reads pictures, and is timed
+from batch to batch without the reading. Without it only our own forms are measured.
 """
 
 import json
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,9 @@ FORMS = {
     "bf16": [],
 }
 PEERS = {"lightly-train, its default": "auto", "lightly-train, fp32": "32-true"}
+COMPARED = {"the defaults of both": "bf16", "fp32 on both sides": "fp32"}  # with each of them
+TIMES = "seconds", "processor"
+ROUNDS = 3
 CPU = torch.device("cpu")
 
 
@@ -150,26 +153,31 @@ def pictures(folder: Path, count: int) -> None:
 
 
 def rows(peer: str, steps: int) -> Rows:
-    """Every form beside the plain one, and the ratios that are asked for."""
-    found = measured(peer, steps)
-    base = _median(found["plain fp32"])
+    """Every form beside the plain one, and the ratios that are asked for, of each round."""
+    rounds = [measured(peer, steps) for _ in range(ROUNDS)]
     table = []
-    for form, said in found.items():
-        taken = f"{_median(said):.2f} s ({_median(said, 'processor'):.1f} of processor time)"
-        table.append((form, f"{taken}, {base / _median(said):.2f} x the plain form, {said['gib']:.2f} GiB"))
+    for form in rounds[0]:
+        mine = [found[form] for found in rounds]
+        seconds, busy = (statistics.median(_median(said, what) for said in mine) for what in TIMES)
+        ratio = _each(_median(found["plain fp32"]) / _median(found[form]) for found in rounds)
+        held = max(said["gib"] for said in mine)
+        taken = f"{seconds:.2f} s ({busy:.1f} of processor time)"
+        table.append((form, f"{taken}, {ratio} x the plain form, {held:.2f} GiB"))
     if not peer:
         return [*table, ("lightly-train", "not measured: PEER names no interpreter that has it")]
-    default, same = (found[form] for form in PEERS)
-    for what, form, theirs in (
-        ("the defaults of both", "bf16", default),
-        ("fp32 on both sides", "fp32", same),
-    ):
-        mine = found[form]
-        faster, held = _median(theirs) / _median(mine), mine["gib"] / theirs["gib"]
-        busy = _median(theirs, "processor") / _median(mine, "processor")
-        said = f"**{faster:.2f} times as fast, {held:.2f} of its peak memory** (by processor time {busy:.2f})"
-        table.append((f"against lightly-train {theirs['version']}, {what}", said))
+    for (peers, _), (what, form) in zip(PEERS.items(), COMPARED.items(), strict=True):
+        pairs = [(found[form], found[peers]) for found in rounds]
+        faster, busy = (
+            _each(_median(them, time) / _median(us, time) for us, them in pairs) for time in TIMES
+        )
+        held = _each(us["gib"] / them["gib"] for us, them in pairs)
+        said = f"**{faster} times as fast, {held} of its peak memory** (by processor time {busy})"
+        table.append((f"against lightly-train {pairs[0][1]['version']}, {what}", said))
     return table
+
+
+def _each(ratios: Iterable[float]) -> str:
+    return ", ".join(f"{ratio:.2f}" for ratio in ratios)
 
 
 def _median(said: dict[str, Any], what: str = "seconds") -> float:

@@ -94,8 +94,9 @@ def _normalising(shown: Views) -> float:
 def _floors(config: TrainConfig, state: State, shown: Views) -> dict[str, float]:
     vit, head = config.network(), config.heads.dino
     assert isinstance(vit, ViTConfig) and shown.masks is not None
-    seen, small = BATCH * 2 * vit_flops(vit, 224), BATCH * 8 * vit_flops(vit, 98)
     masked = int(shown.masks.sum())
+    seen = BATCH * 2 * vit_flops(vit, 224, finished=1 + masked / BATCH / 2)
+    small = BATCH * 8 * vit_flops(vit, 98, finished=1)
     prototypes = 2.0 * head.bottleneck * head.prototypes  # of a token, out of the head's whole
     mlp = head_flops(head, vit.dim) - prototypes
     student = (seen + small) * (1 - vit.drop_path)

@@ -10,6 +10,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dinov2.config import read
 from dinov2.models.config import vit_config
@@ -109,6 +110,18 @@ def test_the_closed_formula_of_operations_is_what_fvcore_counts(over: dict[str, 
     assert vit_flops(config, 64) == pytest.approx(3 * 2 * count.total() + embedding, rel=0.02)
 
 
+def test_tokens_that_no_loss_looks_at_are_not_counted_in_the_last_block():
+    config = vit_config("vit_tiny", depth=3, patch=8, image_size=64)
+    backbone, images = VisionTransformer(config).eval(), [torch.zeros(1, 3, 64, 64)]
+    counted = []
+    for looked_at in (None, torch.arange(0, 64, 8)):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            backbone.forward_packed(images, [None], looked_at=looked_at)
+        counted.append(counter.get_total_flops())
+    saved = vit_flops(config, 64) - vit_flops(config, 64, finished=1 + 8)
+    assert counted[0] - counted[1] == pytest.approx(saved, rel=1e-6)
+
+
 def test_a_steps_work_counts_every_crop_thrice_and_the_teachers_once():
     config = read(
         TrainConfig,
@@ -118,6 +131,7 @@ def test_a_steps_work_counts_every_crop_thrice_and_the_teachers_once():
     assert work is not None
     head = head_flops(config.heads.dino, 192)
     locals_ = config.augment.local_crops
-    large, small = (vit_flops(vit, side) + head for side in (224, config.augment.local_size))
+    sides = 224, config.augment.local_size
+    large, small = (vit_flops(vit, side, finished=1) + head for side in sides)
     assert work.flops == pytest.approx(2 * large + 3 * (2 * large + locals_ * small))
     assert work.tokens == 2 * 257 + locals_ * (1 + (config.augment.local_size // 14) ** 2)
