@@ -273,7 +273,10 @@ def _attempt(
 
 def _has_come(moment: Moment, folder: Path, there: set[Path], group: int, passed: float, left: float) -> bool:
     if moment.file:
-        return any(path not in there for path in folder.absolute().glob(moment.file))
+        try:
+            return any(path not in there for path in folder.absolute().glob(moment.file))
+        except FileNotFoundError:  # a folder went, to be replaced, while it was looked through
+            return False
     return (_cpu(group) if moment.cpu else passed) >= left
 
 

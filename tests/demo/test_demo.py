@@ -39,7 +39,7 @@ def demo(*words: str, status: int | None = 0) -> subprocess.CompletedProcess[str
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,  # 50 s on two quiet cores
     )
     assert status is None or done.returncode == status, done.stderr
     return done
@@ -51,6 +51,7 @@ def recipe(folder: Path) -> str:
     return f"training={path}"
 
 
+@pytest.mark.timeout(600)
 def test_pictures_to_page_through_a_kill(tmp_path: Path):
     output = tmp_path / "out"
     words = [f"output={output}", recipe(tmp_path), *FEW, "workers=1"]
@@ -117,7 +118,7 @@ def test_what_the_user_can_mend_is_one_line(tmp_path: Path, words: list[str], sa
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
     assert done.returncode == 2
     assert says in done.stderr

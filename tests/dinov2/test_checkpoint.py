@@ -53,7 +53,7 @@ def test_what_is_written_is_the_state_of_the_call_and_old_ones_go(ranks: int, tm
 
 def test_a_kill_while_writing_leaves_the_one_before(tmp_path: Path):
     folder = tmp_path / "checkpoints"
-    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(folder)], timeout=60)
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(folder)], timeout=200)
     assert killed.returncode == 9
     assert list(folder.glob(".part-00000002/*")), "it was not killed while writing"
     with Checkpoints(folder) as checkpoints:

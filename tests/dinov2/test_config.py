@@ -191,7 +191,7 @@ def test_a_lock_dies_with_its_process(tmp_path: Path):
 
 def _dinov2(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "dinov2", *words], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "dinov2", *words], capture_output=True, text=True, timeout=200
     )
 
 

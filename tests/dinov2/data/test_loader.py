@@ -195,7 +195,7 @@ def test_workers_end_with_the_run_however_it_ends(tmp_path: Path):
         workers = [int(pid) for run in (killed, failed) for pid in run.stdout.readline().split()]  # pyright: ignore[reportOptionalMemberAccess]  # pipes
         assert len(workers) == 4
         killed.kill()
-        failed.communicate("fail\n", timeout=20)
+        failed.communicate("fail\n", timeout=100)
     assert (killed.returncode, failed.returncode) == (-signal.SIGKILL, 1)
     assert within(2.0, lambda: not any(map(alive, workers)))
 

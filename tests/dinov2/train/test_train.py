@@ -49,7 +49,7 @@ def test_a_signal_to_one_rank_saves_on_all_at_the_same_step_and_asks_to_be_run_a
     wait_for_lines(metrics, 1, runs)
     runs[-1].send_signal(signal.SIGTERM)
     for run in runs:
-        _, said = run.communicate(timeout=60)
+        _, said = run.communicate(timeout=200)
         assert run.returncode == 75 and "saved at step" in said.splitlines()[-1], said
     saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert [int(name) for name in saved] == [lines_of(metrics)[-1]["step"]]
