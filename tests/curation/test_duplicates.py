@@ -14,6 +14,7 @@ from curation.duplicates import Groups
 from curation.ingest import Ingested
 from curation.kmeans import kmeans
 from curation.looks import luma, pca_hash, perceptual_hash, thumbnail
+from curation.second_look import look_again
 from curation.semdedup import semdedup
 from dinov2.data.manifest import DECISIONS_SCHEMA, read_format, read_manifest
 from dinov2.data.sources import open_source
@@ -109,6 +110,14 @@ def test_hashes_do_not_see_gain_and_hardly_size_and_compression(make) -> None:
     assert (make(grey) ^ make(small)).bit_count() <= 6
     others = [make(luma(thumbnail(another(kind, 7)))) for kind in range(8)]
     assert min((make(grey) ^ other).bit_count() for other in others) > 12
+
+
+def test_pictures_with_nothing_in_common_are_not_alike_however_they_are_turned() -> None:
+    thumbs = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    thumbs[1] = 40  # blank: no angle is worth a closer look
+    pairs = np.array([[0, 1], [1, 1]])
+    assert (look_again(thumbs, pairs, np.ones(2, np.float32)) < 0.1).all()
+    assert (align(thumbs, pairs).score < 0.1)[0]
 
 
 def test_chains_whole_and_direct() -> None:
