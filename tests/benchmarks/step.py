@@ -159,10 +159,11 @@ def rows(peer: str, steps: int) -> Rows:
     for form in rounds[0]:
         mine = [found[form] for found in rounds]
         seconds, busy = (statistics.median(_median(said, what) for said in mine) for what in TIMES)
-        ratio = _each(_median(found["plain fp32"]) / _median(found[form]) for found in rounds)
-        held = max(said["gib"] for said in mine)
-        taken = f"{seconds:.2f} s ({busy:.1f} of processor time)"
-        table.append((form, f"{taken}, {ratio} x the plain form, {held:.2f} GiB"))
+        said = f"{seconds:.2f} s ({busy:.1f} of processor time), {max(each['gib'] for each in mine):.2f} GiB"
+        if form != "plain fp32":
+            ratio = _each(_median(found["plain fp32"]) / _median(found[form]) for found in rounds)
+            said += f", {ratio} times as fast as the plain form"
+        table.append((form, said))
     if not peer:
         return [*table, ("lightly-train", "not measured: PEER names no interpreter that has it")]
     for (peers, _), (what, form) in zip(PEERS.items(), COMPARED.items(), strict=True):
