@@ -123,12 +123,15 @@ def _finished(fine: Array, middle: Array, inner: Rows, outer: Rows, box: Array) 
 
 
 def _coarse(small: Array, inner: Rows, outer: Rows) -> tuple[Rows, Array]:
-    """Pairs of which one of a FEW crops is alike, and then one of the MANY; and the latter's box."""
-    score, _ = best_crops(FEW, small, inner, outer)
+    """Pairs of which one of a FEW crops is alike, or then of the MANY; and the likeliest crop's box."""
+    score, crop = best_crops(FEW, small, inner, outer)
     rows = np.flatnonzero(score >= WORTH_MANY)
-    score, crop = best_crops(MANY, small, inner[rows], outer[rows])
+    score, box = score[rows], FEW.boxes[crop[rows]]
+    closer, crop = best_crops(MANY, small, inner[rows], outer[rows])
+    better = closer > score
+    score[better], box[better] = closer[better], MANY.boxes[crop[better]]
     stays = score >= WORTH_COARSE
-    return rows[stays], MANY.boxes[crop[stays]]
+    return rows[stays], box[stays]
 
 
 def best_crops(crops: Crops, small: Array, inner: Rows, outer: Rows) -> tuple[Array, Rows]:
