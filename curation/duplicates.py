@@ -17,7 +17,7 @@ from scipy.sparse import csgraph
 
 from curation.calibrate import threshold_of
 from curation.components import Components
-from curation.near import Pictures, Rows, near_pairs
+from curation.near import Pictures, Rows, near_pairs, start_workers
 from curation.run import Run
 from dinov2.files import write_table
 
@@ -31,6 +31,8 @@ def run(run: Run) -> dict[str, Any]:
     if not settings.enabled:
         run.drop("duplicates", {"id": []})
         return {"pairs": 0, "components": 0, "dropped": 0, "exact": 0, "near": 0}
+    if settings.method != "semdedup":
+        start_workers(run, "duplicates", settings)
     pool = Pictures(run, "pool")
     live = np.flatnonzero(run.kept(pool.ids, ["ingest", "filters"]))
     exact, unlike = exact_pairs(pool, live)

@@ -95,6 +95,16 @@ class Candidates:
         return cls(pairs, view.astype(np.int64), cosine, hamming)
 
 
+def start_workers(run: Run, stage: str, settings: NearConfig) -> None:
+    """Start the processes that will verify, while this one imports torch and searches, mostly on one core.
+
+    Not where the search is done, as nothing may be left to verify, nor for so few pictures that one would do.
+    """
+    searched = (run.stage(stage) / "candidates.parquet").exists()
+    if settings.verify and not searched and len(run.sets["pool"]) > LEAST_PAIRS:
+        run.workers.start(align_piece)
+
+
 def near_pairs(
     run: Run, stage: str, first: Pictures, rows: Rows, second: Pictures | None, settings: NearConfig
 ) -> tuple[Rows, NDArray[np.float32]]:

@@ -19,7 +19,7 @@ P = TypeVar("P", bound=Sized)
 
 
 class Workers:
-    """Processes that a run's stages share. They start when first needed, and end with the block.
+    """Processes that a run's stages share. They start when first needed, or told, and end with the block.
 
     Linear algebra runs on one thread in each, so that sums are the same for any number of them.
     """
@@ -37,6 +37,12 @@ class Workers:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+    def start(self, work: Callable[[P], int]) -> None:
+        """Let the processes start, and import what `work` needs, while this one does something else."""
+        if self.count > 1:
+            for _ in range(self.count):  # the pool starts a process for a task that finds none idle
+                self._started().submit(_arrived, work)
 
     def do(
         self, work: Callable[[P], int], pieces: Sequence[P], *, what: str, total: int, unit: str = "picture"
@@ -83,6 +89,10 @@ def _start_worker() -> None:
     importlib.import_module("numpy")  # only libraries that are loaded by now can be limited
     threadpool_limits(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _arrived(work: Callable[[P], int]) -> None:
+    """Nothing is left to do: a function that arrives in a process has brought its module."""
 
 
 def _end_with_parent() -> None:
