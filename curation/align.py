@@ -10,8 +10,7 @@ the luma's gain and offset left free, and what remains decides. Three steps, eac
    and, where the detail begins to agree, further and at 32 x 32 (Lucas and Kanade 1981; Baker and Matthews
    2004);
 3. score: the correlation of the detail. Detail is what differs from the mean of the 3 x 3 neighbourhood,
-   divided
-   by its local spread plus a noise floor. So slow changes (sky, shading) count for nothing, a strong
+   divided by its local spread plus a noise floor. So slow changes (sky, shading) count for nothing, a strong
    outline counts no more than the faint fabric inside it, and grain below the noise floor counts for
    little.
 
@@ -37,6 +36,7 @@ NOISE = 1.5  # levels (of 255) of noise in a cell of a 32 x 32 thumbnail, from c
 UNMOVED = 0.03  # boxes that differ from the whole by no more than this are no crops
 COVERED = 0.2  # power of the detail, of at most 1, from which it vouches for a crop
 BATCH = 512  # pairs at a time
+EVENLY = np.full(3, 1 / 3, np.float32)  # weights of red, green and blue
 PICTURES = 8  # whose crops are cut at a time: as much as the cache holds
 
 
@@ -76,10 +76,7 @@ def align(thumbs: NDArray[np.uint8], pairs: NDArray[np.int64]) -> Alignment:
 
 
 def _level(thumbs: NDArray[np.uint8], pairs: NDArray[np.int64]) -> Array:
-    cells = np.empty((len(thumbs), 32, 32), np.float32)
-    for at in range(0, len(thumbs), 64):  # as in `luma`
-        grey = thumbs[at : at + 64].astype(np.float32) @ np.full(3, 1 / 3, np.float32)
-        cells[at : at + 64] = halved(grey)
+    cells = halved(luma(thumbs, EVENLY))
     large = halved(halved(cells)).reshape(len(cells), -1)
     # Where the means of 4 x 4 cells differ so much, one of these does.
     close = [

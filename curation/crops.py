@@ -71,7 +71,7 @@ MANY = Crops((1.0, 0.93, 0.86, 0.8, 0.74, 0.68), 0.08)
 
 def whole_vectors(pictures: Array) -> Array:
     """[n, 64] normalised 8 x 8 luma of [n, 16, 16] pictures."""
-    return normal(halved(pictures).reshape(len(pictures), -1))
+    return normal(halved(pictures).reshape(-1, COARSE * COARSE))
 
 
 def warp(pictures: Array, box: Array, cells: int) -> Array:

@@ -28,13 +28,13 @@ def thumbnail(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(small, dtype=np.uint8)
 
 
-def luma(thumb: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """[h, w] or [n, h, w] brightness of RGB [h, w, 3] or [n, h, w, 3], 0 to 255."""
+def luma(thumb: NDArray[np.uint8], weights: NDArray[np.float32] = LUMA) -> NDArray[np.float32]:
+    """[h, w] or [n, h, w] brightness of RGB [h, w, 3] or [n, h, w, 3], 0 to 255; or otherwise weighted."""
     if thumb.ndim == 3:
-        return thumb.astype(np.float32) @ LUMA
+        return thumb.astype(np.float32) @ weights
     found = np.empty(thumb.shape[:-1], np.float32)
     for at in range(0, len(thumb), 64):  # as much as the cache holds: three times as fast
-        found[at : at + 64] = thumb[at : at + 64].astype(np.float32) @ LUMA
+        found[at : at + 64] = thumb[at : at + 64].astype(np.float32) @ weights
     return found
 
 

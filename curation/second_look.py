@@ -71,9 +71,6 @@ def _tilted_batch(outer: Array, inner: Array, tall: Array) -> Array:
     small, beside = halved(inner), halved(halved(outer))
     score, _ = _at_all_angles(FEW, halved(small), beside, tall, halve=False)
     likely = np.flatnonzero(score.max(axis=0) >= WORTH_MANY)
-    result = np.zeros(len(outer), np.float32)
-    if not len(likely):
-        return result
     score, crop = _at_all_angles(MANY, small[likely], beside[likely], tall[likely], halve=True)
     best, at = score.argmax(axis=0), np.flatnonzero(score.max(axis=0) >= WORTH_TURNING)
     rows, angle, box = likely[at], ANGLES[best[at]], MANY.boxes[crop[best[at], at]]
@@ -81,6 +78,7 @@ def _tilted_batch(outer: Array, inner: Array, tall: Array) -> Array:
     stays = fit >= WORTH_FINE
     rows, angle, box = rows[stays], angle[stays], box[stays]
     fit, _, _ = _turned_until_it_fits(outer[rows], inner[rows], tall[rows], angle, box)
+    result = np.zeros(len(outer), np.float32)
     result[rows] = fit
     return result
 

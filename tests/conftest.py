@@ -12,14 +12,12 @@ settings.register_profile("steady", derandomize=True)
 settings.load_profile("steady")
 
 REAL_PICTURES = Path(os.environ.get("DINOV2_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-
-
-ON_CLUSTER = Path(__file__).with_name("slurm")
+ON_CLUSTER = "tests/slurm/"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The cluster first: there is one to a machine, and its tests mostly wait."""
-    items.sort(key=lambda item: ON_CLUSTER not in item.path.parents)
+    items.sort(key=lambda item: not item.nodeid.startswith(ON_CLUSTER))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -29,7 +27,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "cluster" if nodeid.startswith("tests/slurm/") else super()._split_scope(nodeid)
+            return "cluster" if nodeid.startswith(ON_CLUSTER) else super()._split_scope(nodeid)
 
     return ByFile(config, log)
 

@@ -16,9 +16,8 @@ from jaxtyping import Float, UInt8
 Planes = Float[np.ndarray, "3 height width"]
 Plane = Float[np.ndarray, "height width"]
 
-LUMA = np.array(
-    [19595, 38470, 7471], np.float32
-)  # of red, green and blue, times 65,536; their sums fit 24 bits
+# of red, green and blue, times 65,536; their sums fit 24 bits
+LUMA = np.array([19595, 38470, 7471], np.float32)
 TURN = 255  # Pillow's hues to a turn, though they go round at 256
 PEAKS = (3 * TURN, 2 * TURN, 4 * TURN)  # the middles of red's valley, green's and blue's hill; a turn has 6
 TINY = np.float32(1e-6)  # keeps black and grey from dividing by zero, and vanishes in every other sum

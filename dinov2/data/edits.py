@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dinov2.config import listed
-from dinov2.data.augment import AugmentConfig, Crops, MultiCrop, Pixels
+from dinov2.data.augment import AugmentConfig, MultiCrop
 from dinov2.data.order import derive_seed
-from dinov2.data.pixels import as_pixels
+from dinov2.data.pixels import Crops, Pixels, as_pixels
 from dinov2.exits import UserError
 
 Colour = tuple[int, int, int]

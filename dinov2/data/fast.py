@@ -22,12 +22,11 @@ from dinov2.data.augment import (
     AugmentConfig,
     CropKind,
     CropPlan,
-    Crops,
     MultiCrop,
-    Pixels,
     draw_plan,
     resized,
 )
+from dinov2.data.pixels import Crops, Pixels
 from dinov2.exits import UserError
 
 GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue: ITU-R BT.601, as Pillow has it

@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dinov2.data.augment import Crops, MultiCrop, Pixels
+from dinov2.data.augment import MultiCrop
 from dinov2.data.decode import Unreadable
 from dinov2.data.order import SampleOrder, derive_seed
+from dinov2.data.pixels import Crops, Pixels
 from dinov2.data.sources import Source
 from dinov2.exits import UserError
 

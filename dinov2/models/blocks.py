@@ -85,8 +85,9 @@ def add_branch(
     """x + gamma * branch(x), the branch for the subset's crops alone, scaled to keep the expectation."""
     if subset is None:
         return added(x, branch(x, groups), gamma)
-    x, seen = _Taken.apply(x, subset.flat())  # type: ignore[misc]  # apply is untyped
-    return added(x, branch(seen, subset.groups), gamma, subset.flat(), subset.factors(x.dtype))
+    tokens = subset.flat()
+    x, seen = _Taken.apply(x, tokens)  # type: ignore[misc]  # apply is untyped
+    return added(x, branch(seen, subset.groups), gamma, tokens, subset.factors(x.dtype))
 
 
 def added(
@@ -109,7 +110,7 @@ class _Taken(torch.autograd.Function):
         return x.view_as(x), x.index_select(0, tokens)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tokens, of_some: Tokens) -> tuple[Tokens, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tokens, of_some: Tokens) -> tuple[Tokens, None]:  # type: ignore[override]  # two outputs
         (tokens,) = ctx.saved_tensors
         return grad.index_add(0, tokens, of_some), None
 
@@ -250,15 +251,17 @@ class Block(nn.Module):
     ) -> Tokens:
         """What a token needs beyond attention, for the wanted ones alone."""
         subset = keep.attention or whole(groups, x.device)
-        seen = x if keep.attention is None else x.index_select(0, subset.flat())
+        tokens = subset.flat()
+        seen = x if keep.attention is None else x.index_select(0, tokens)
         mixed = self.attn.mixed(self.norm1(seen), subset.groups, backend, turns)
-        inside = wanted[subset.flat()].nonzero().squeeze(1)
+        inside = wanted[tokens].nonzero().squeeze(1)
         update = self.attn.proj(mixed.index_select(0, inside))
-        gamma = getattr(self.ls1, "gamma", None)
-        x = added(x, update, gamma, subset.flat()[inside], subset.factors(x.dtype)[inside])
+        factors = subset.factors(x.dtype)[inside]
+        x = added(x, update, getattr(self.ls1, "gamma", None), tokens[inside], factors)
 
         subset = keep.ffn or whole(groups, x.device)
-        inside = wanted[subset.flat()].nonzero().squeeze(1)
-        tokens = subset.flat()[inside]
-        update = self.mlp(self.norm2(x.index_select(0, tokens)))
-        return added(x, update, getattr(self.ls2, "gamma", None), tokens, subset.factors(x.dtype)[inside])
+        tokens = subset.flat()
+        inside = wanted[tokens].nonzero().squeeze(1)
+        update = self.mlp(self.norm2(x.index_select(0, tokens[inside])))
+        factors = subset.factors(x.dtype)[inside]
+        return added(x, update, getattr(self.ls2, "gamma", None), tokens[inside], factors)

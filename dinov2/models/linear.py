@@ -34,7 +34,7 @@ def linear(layer: nn.Linear, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*ro
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if kind != "cpu" or x.numel() == 0 or not _has(dtype):
         return F.linear(x, weight, bias)
-    rows = x.to(dtype) if x.ndim == 2 else x.to(dtype).flatten(0, -2)
+    rows = x.to(dtype).flatten(0, -2)
     found: Tensor = _Linear.apply(rows, weight.to(dtype), None if bias is None else bias.to(dtype))  # type: ignore[assignment]  # apply is untyped
     return found if x.ndim == 2 else found.view(*x.shape[:-1], -1)
 

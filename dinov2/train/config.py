@@ -245,9 +245,10 @@ class TrainConfig:
     def trims(self) -> bool:
         """Whether the last block finishes only tokens that a loss looks at.
 
-        A compiled block wants fixed shapes, and the Gram loss looks at all patches.
+        A compiled block wants fixed shapes, and the Gram loss and descriptors look at all patches.
         """
-        return self.model.trim and self.model.is_vit and not self.compile and "gram" not in self.weights()
+        all_seen = self.contrasts or "gram" in self.weights()
+        return self.model.trim and self.model.is_vit and not self.compile and not all_seen
 
     def network(self) -> AnyConfig:
         """What the backbone is made of."""

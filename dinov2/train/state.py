@@ -49,7 +49,6 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
     network = config.network()
     heads = None if config.contrasts else config.heads
     student, teacher = make_branches(network, heads, config.seed, device, config.sharding)
-    gram = "gram" in config.weights()
     if "ibot" not in config.weights():
         freeze_patch_loss(student)
     for branch in (student, teacher):
@@ -58,7 +57,7 @@ def fresh_state(config: TrainConfig, data: str, device: torch.device) -> State:
         branch.trims = config.trims()
     checkpoint_layers(student.backbone.layers(), _computed_again(config, student, device))
     frozen = frozen_teacher(config, device) if config.distill else None
-    anchor = make_anchor(network, device, config.sharding) if gram else None
+    anchor = make_anchor(network, device, config.sharding) if "gram" in config.weights() else None
     if config.onednn and not config.compile and device.type == "cpu":
         for each in (student, teacher, frozen, anchor):
             if each is not None:

@@ -166,7 +166,7 @@ def rows(peer: str, steps: int) -> Rows:
         table.append((form, said))
     if not peer:
         return [*table, ("lightly-train", "not measured: PEER names no interpreter that has it")]
-    for (peers, _), (what, form) in zip(PEERS.items(), COMPARED.items(), strict=True):
+    for peers, (what, form) in zip(PEERS, COMPARED.items(), strict=True):
         pairs = [(found[form], found[peers]) for found in rounds]
         faster, busy = (
             _each(_median(them, time) / _median(us, time) for us, them in pairs) for time in TIMES
