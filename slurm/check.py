@@ -2,8 +2,9 @@
 
 Started by the job in each of its tasks as `python -m slurm.check FOLDER LIMIT`. Measures on each rank a bf16
 matrix product and a read from the disk that holds FOLDER, and between each pair of nodes an all-reduce. A
-node is slow where a rate of it is below LIMIT times the median: FOLDER/JOB.slow.json then names it, and the
-end of the batch script has the job queued again without it. What was measured is FOLDER/JOB.check.json.
+node is slow where a rate of it is below LIMIT times the median, of two nodes the better: FOLDER/JOB.slow.json
+then names it, and the end of the batch script has the job queued again without it. What was measured is
+FOLDER/JOB.check.json.
 """
 
 import os
@@ -58,7 +59,8 @@ def slow_nodes(rates: Rates, limit: float) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for what in sorted({key for own in rates.values() for key in own}):
-        median = statistics.median(own[what] for own in rates.values() if what in own)
+        # The mean of two would call a node slow only below a third of the other.
+        median = statistics.median_high(own[what] for own in rates.values() if what in own)
         for node, own in rates.items():
             if own.get(what, median) < limit * median:
                 found[node] = f"{what}: {own[what]:.3g}, the median is {median:.3g}"

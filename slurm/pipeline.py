@@ -117,8 +117,7 @@ def read_pipeline(path: Path, values: dict[str, str]) -> list[Node]:
         UserError: not YAML, an unknown key, a name that is neither a stage nor given, a circle.
     """
     try:
-        text = yaml.safe_load(path.read_text())
-        stages: dict[str, dict[str, Any]] = text["stages"]
+        stages = _stages(path)
         nodes = {name: _node(path, name, body, stages, values) for name, body in stages.items()}
     except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no pipeline (stages: NAME: stage, words): {error}") from None
@@ -128,6 +127,13 @@ def read_pipeline(path: Path, values: dict[str, str]) -> list[Node]:
             f"{path.stem} does not use {unknown[0]}=; it uses: {', '.join(sorted(_given(stages)))}"
         )
     return list(_in_order(nodes))
+
+
+def _stages(path: Path) -> dict[str, dict[str, Any]]:
+    """What a file says of each stage, those of the pipeline that it begins with first."""
+    text = yaml.safe_load(path.read_text())
+    first = _stages(recipe_path("pipelines", text["begins_with"])) if "begins_with" in text else {}
+    return {**first, **text["stages"]}
 
 
 def _job(node: Node, output: Path) -> Job:
@@ -180,7 +186,7 @@ def _node(
         after=sorted({*[key for key in needs if key not in watched], *body.get("after", [])}),
         each=fill(body.get("each", "")),
         watched=watched[0] if watched else "",
-        slurm=[f"slurm.{key}={value}" for key, value in body.get("slurm", {}).items()],
+        slurm=[f"slurm.{key}={fill(str(value))}" for key, value in body.get("slurm", {}).items()],
     )
 
 
@@ -200,7 +206,12 @@ def _used(stages: dict[str, Any]) -> set[str]:
     return {
         key
         for body in stages.values()
-        for word in [*body["words"], *body.get("more", []), body.get("each", "")]
+        for word in [
+            *body["words"],
+            *body.get("more", []),
+            body.get("each", ""),
+            *body.get("slurm", {}).values(),
+        ]
         for key in NAME.findall(str(word))
     }
 

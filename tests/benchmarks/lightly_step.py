@@ -1,17 +1,15 @@
 """Steps of lightly-train's DINOv2, timed from outside; run by an interpreter that has it installed.
 
-    PYTHON -m tests.benchmarks.lightly_step PICTURES STEPS PRECISION
+    PYTHON -m tests.benchmarks.lightly_step FOLDER STEPS PRECISION
 
-Prints a line of JSON: seconds of each step (data apart), and the process's peak memory. Telemetry is off.
+FOLDER has `pictures`, and gets what lightly-train writes. Steps are taken in turn with others
+(tests.benchmarks.turns); the seconds are those of a step without its data. Telemetry is off.
 """
 
-import json
 import os
 import sys
-import tempfile
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 os.environ["LIGHTLY_TRAIN_EVENTS_DISABLED"] = "1"
@@ -20,10 +18,9 @@ import dinov2.vision_ops  # noqa: F401  # for what its import does: lightly-trai
 
 import pytorch_lightning  # pyright: ignore  # of the other environment
 
-from tests.benchmarks.figures import peak_memory
+from tests.benchmarks.turns import next_turn
 
-SECONDS: list[float] = []
-PROCESSOR: list[float] = []  # seconds of all threads
+VERSION = version("lightly-train")
 
 
 class Clock(pytorch_lightning.Callback):
@@ -31,11 +28,11 @@ class Clock(pytorch_lightning.Callback):
         self.start, self.begin = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(self, *given: object) -> None:
-        SECONDS.append(time.perf_counter() - self.start)
-        PROCESSOR.append(time.process_time() - self.begin)
+        seconds, processor = time.perf_counter() - self.start, time.process_time() - self.begin
+        next_turn({"seconds": seconds, "processor": processor, "version": VERSION})
 
 
-def main(pictures: str, steps: int, precision: str) -> None:
+def main(folder: str, steps: int, precision: str) -> None:
     begin = pytorch_lightning.Trainer.__init__
 
     def timed(trainer: Any, *given: Any, **named: Any) -> None:
@@ -44,23 +41,19 @@ def main(pictures: str, steps: int, precision: str) -> None:
     pytorch_lightning.Trainer.__init__ = timed
     import lightly_train  # pyright: ignore
 
-    batch = 8
-    with tempfile.TemporaryDirectory() as folder:
-        lightly_train.pretrain(
-            out=f"{folder}/out",
-            data=pictures,
-            model="dinov2/vits14-notpretrained",
-            method="dinov2",
-            batch_size=batch,
-            epochs=-(-steps * batch // len(list(Path(pictures).iterdir()))),
-            num_workers=0,
-            precision=precision,
-            accelerator="cpu",
-            devices=1,
-        )
-    told: dict[str, Any] = {"seconds": SECONDS, "processor": PROCESSOR, "gib": peak_memory()}
-    told["version"] = version("lightly-train")
-    print(json.dumps(told))
+    batch, count = 8, len(os.listdir(f"{folder}/pictures"))
+    lightly_train.pretrain(
+        out=f"{folder}/{precision}",
+        data=f"{folder}/pictures",
+        model="dinov2/vits14-notpretrained",
+        method="dinov2",
+        batch_size=batch,
+        epochs=-(-steps * batch // count),
+        num_workers=0,
+        precision=precision,
+        accelerator="cpu",
+        devices=1,
+    )
 
 
 if __name__ == "__main__":

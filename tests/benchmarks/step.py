@@ -1,15 +1,14 @@
 """A training step of ours in several forms, and lightly-train's, each in a process of its own.
 
 ViT-S/14, 8 pictures, 2 x 224 + 8 x 98 pixels, 65,536 prototypes, one head for image and patch tokens, random
-pixels. The first step is warmth; the median of the others counts. There are three rounds of them all. PEER
-names an interpreter that has lightly-train, in an environment of its own: it reads pictures, and is timed
-from batch to batch without the reading. Without it only our own forms are measured.
+pixels. The first step is warmth; the median of the others counts. What is compared takes steps in turn, so
+that the machine's better and worse minutes are everybody's; there are three rounds. PEER names an interpreter
+that has lightly-train, in an environment of its own: it reads pictures, and is timed from batch to batch
+without the reading. Without it only our own forms are measured.
 """
 
-import json
-import os
+import itertools
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,8 +27,9 @@ from dinov2.ssl.objective import Views
 from dinov2.train.config import TrainConfig
 from dinov2.train.loop import objective_of
 from dinov2.train.state import State, fresh_state
-from tests.benchmarks.figures import ROOT, Rows, peak_memory
+from tests.benchmarks.figures import Rows
 from tests.benchmarks.plain_step import Plain
+from tests.benchmarks.turns import in_turn, next_turn
 from tests.pictures import encoded, picture
 
 BATCH = 8
@@ -96,20 +96,19 @@ def prepared(words: list[str]) -> tuple[TrainConfig, State, Views]:
     return config, fresh_state(config, "", CPU), views(config)
 
 
-def ours(form: str, steps: int) -> dict[str, Any]:
-    """Seconds of each step and part, and the peak memory, of one of our forms."""
+def ours(form: str) -> None:
+    """A step of one of our forms for each turn."""
     config, state, shown = prepared([f"precision={'bf16' if form == 'bf16' else 'fp32'}", *FORMS[form]])
     timed: Callable[[int], dict[str, float]] = partial(one_step, config, state, shown)
     if form == "plain fp32":
         optimizer = torch.optim.AdamW(state.student.parameters())
         plain = Plain(state.student, state.teacher, optimizer, 0.04, 0.992, config.model.drop_path)
         timed = partial(_plain_step, plain, shown)
-    seconds, processor = [], []
-    for step in range(1, steps + 1):
+    for step in itertools.count(1):
         begin = time.process_time()
-        seconds.append(sum(timed(step).values()))
-        processor.append(time.process_time() - begin)
-    return {"seconds": seconds, "processor": processor, "gib": peak_memory()}
+        seconds = sum(timed(step).values())
+        if not next_turn({"seconds": seconds, "processor": time.process_time() - begin}):
+            break
 
 
 def _plain_step(plain: Plain, shown: Views, step: int) -> dict[str, float]:
@@ -119,29 +118,19 @@ def _plain_step(plain: Plain, shown: Views, step: int) -> dict[str, float]:
 
 
 def measured(peer: str, steps: int) -> dict[str, dict[str, Any]]:
-    """Every form in a process of its own, one after the other."""
-    own = {form: [sys.executable, "-m", __name__, form, str(steps)] for form in FORMS}
+    """Every form in a process of its own. All at once would not fit into this machine's memory."""
+    own = {form: [sys.executable, "-m", __name__, form] for form in FORMS}
     with tempfile.TemporaryDirectory() as folder:
         if not peer:
-            return {form: _run(words) for form, words in own.items()}
-        pictures(Path(folder), 2 * BATCH)
+            return in_turn(own, steps)
+        pictures(Path(folder) / "pictures", 2 * BATCH)
         script = [peer, "-m", "tests.benchmarks.lightly_step", folder, str(steps)]
         theirs = {form: [*script, precision] for form, precision in PEERS.items()}
-        return {form: _run(words) for form, words in {**own, **theirs}.items()}
-
-
-def _run(words: list[str]) -> dict[str, Any]:
-    done = subprocess.run(
-        words,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        found: dict[str, dict[str, Any]] = {}
+        for (peers, words), form in zip(theirs.items(), COMPARED.values(), strict=True):
+            plain = {} if found else {"plain fp32": own["plain fp32"]}
+            found |= in_turn({**plain, form: own[form], peers: words}, steps)
+        return found
 
 
 def pictures(folder: Path, count: int) -> None:
@@ -173,7 +162,7 @@ def rows(peer: str, steps: int) -> Rows:
         )
         held = _each(us["gib"] / them["gib"] for us, them in pairs)
         said = f"**{faster} times as fast, {held} of its peak memory** (by processor time {busy})"
-        table.append((f"against lightly-train {pairs[0][1]['version']}, {what}", said))
+        table.append((f"against lightly-train {pairs[0][1]['version'][0]}, {what}", said))
     return table
 
 
@@ -186,4 +175,4 @@ def _median(said: dict[str, Any], what: str = "seconds") -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(ours(sys.argv[1], int(sys.argv[2]))))
+    ours(sys.argv[1])

@@ -71,28 +71,46 @@ def test_a_pipeline_ends_with_its_evaluations_and_is_not_run_twice(cluster: Clus
     assert "was submitted with other words" in other
 
 
+TRAINING = """batch: 4
+steps: 20
+model: {size: vit_tiny, depth: 1, patch: 8}
+heads:
+  dino: {prototypes: 32, hidden: 32}
+augment: {global_size: 32, local_size: 16, local_crops: 2}
+tensorboard: false
+workers: 0
+"""
+
+
 @pytest.mark.slurm
-@pytest.mark.timeout(600)
-def test_an_array_killed_at_random_ends_with_the_manifest_of_one_process(
+@pytest.mark.timeout(900)
+def test_the_whole_with_arrays_killed_at_random_curates_as_one_process_does(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    pictures = make_pool(tmp_path / "pictures")
-    sources = [f"{name}={pictures / name}" for name in ("pool", "seeds", "holdout")]
-    recipe = tmp_path / "small.yaml"
+    pictures, labelled = make_pool(tmp_path / "pictures"), tmp_path / "labelled"
+    class_folder(labelled / "train", classes=3, each=8)
+    class_folder(labelled / "val", classes=3, each=4, first=8)
+    recipe, train, highres = (tmp_path / f"{name}.yaml" for name in ("curate", "train", "highres"))
     recipe.write_text("workers: 1\ningest: {piece: 4}\nretrieval: {k: 6}\nbudget: {pictures: 8}\n")
-    shared = (
-        (ROOT / "configs" / "pipelines" / "curate_array.yaml").read_text().replace("array: 16", "array: 3")
+    train.write_text(TRAINING)
+    highres.write_text(
+        TRAINING.replace("steps: 20", "steps: 5").replace("global_size: 32", "global_size: 48")
     )
-    (tmp_path / "pipeline.yaml").write_text(shared)
+    shipped = ROOT / "configs" / "pipelines"
+    array, whole = tmp_path / "array.yaml", tmp_path / "whole.yaml"
+    array.write_text((shipped / "curate_array.yaml").read_text().replace("array: 16", "array: 3"))
+    whole.write_text(
+        (shipped / "whole.yaml").read_text().replace("begins_with: curate_array", f"begins_with: {array}")
+    )
+    sources = [f"{name}={pictures / name}" for name in ("pool", "seeds", "holdout")]
     output = tmp_path / "out"
-    cluster.submit(
-        "pipeline", str(tmp_path / "pipeline.yaml"), *sources, f"recipe={recipe}", f"output={output}"
-    )
-    draw, until = Random(time.time_ns()), time.monotonic() + 400
+    words = ["pipeline", str(whole), *sources, f"recipe={recipe}", "nodes=1", "gpus=0", "export_every=10"]
+    words += [f"train_recipe={train}", f"highres_recipe={highres}", f"classes={labelled}", "size=32"]
+    cluster.submit(*words, f"output={output}")
+    draw, until = Random(time.time_ns()), time.monotonic() + 600
     kills: Counter[str] = Counter()  # of a command: after more without progress its job would give up
-    while (seen := cluster.jobs(output)).count(
-        ": done"
-    ) < 4 * 3 + 5:  # four arrays of three, five jobs of one
+    # Four arrays of three, five jobs of curation, and five behind it with two evaluations on the way.
+    while (seen := cluster.jobs(output)).count(": done") < 4 * 3 + 5 + 5 + 2:
         assert ": failed" not in seen, seen
         assert time.monotonic() < until, seen + cluster.queue()
         running = children("dinov2\0curate", str(output / "curated"))
@@ -108,6 +126,11 @@ def test_an_array_killed_at_random_ends_with_the_manifest_of_one_process(
     cluster.run(sys.executable, "-m", "curation", str(recipe), *sources, f"output={one}")
     for name in ("manifest.parquet", "decisions.parquet"):
         assert (output / "curated" / name).read_bytes() == (one / name).read_bytes(), name
+    for stage in ("low", "final"):
+        assert (output / stage / "report.html").exists()
+    assert json.loads((output / "highres" / "origin.json").read_text())
+    assert "everything is done" in cluster.submit(*words, f"output={output}")
+    assert cluster.queue() == ""
 
 
 def children(command: str, word: str) -> dict[int, str]:
@@ -208,6 +231,8 @@ def test_a_slow_node_is_named_and_its_partners_are_not() -> None:
     rates["n2"] = {"link": 20.0, "disk": 49.0}
     assert list(slow_nodes(rates, 0.5)) == ["n2"]
     assert "link" in slow_nodes(rates, 0.5)["n2"]
+    two = {"n0": {"disk": 9.0}, "n1": {"disk": 4.0}}
+    assert list(slow_nodes(two, 0.5)) == ["n1"] and not slow_nodes(two, 0.4)
 
 
 @pytest.mark.parametrize(

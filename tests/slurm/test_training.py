@@ -23,6 +23,7 @@ checkpoint: {every: 5}
 tensorboard: false
 threads: 1
 """
+STEPS = 280  # more than four ranks take in a minute
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +125,12 @@ def test_preempted_requeued_and_losing_a_rank(cluster: Cluster, pictures: Path, 
 def test_everything_that_happens_to_four_ranks(cluster: Cluster, pictures: Path, tmp_path: Path) -> None:
     shape = ["slurm.nodes=2", "slurm.exclude=node3", "slurm.tasks_per_node=2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    short = ["slurm.time=1", "slurm.signal_seconds=30"]  # a limit that has to be met more than once
-    job = job_of(cluster.submit(*words(pictures, broken, 200, *shape, *short)))
+    short = ["slurm.time=1", "slurm.signal_seconds=5"]  # a limit that has to be met at least once
+    job = job_of(cluster.submit(*words(pictures, broken, STEPS, *shape, *short)))
     interrupted(cluster, broken, job, [preempt, requeue, lose_a_rank, lose_a_node])
     seen = cluster.wait(broken, ": done", seconds=600)
     assert int(seen.split(" restarts")[0].split()[-1]) >= 5  # the four above, and the limit
-    cluster.submit(*words(pictures, whole, 200, *shape))
+    cluster.submit(*words(pictures, whole, STEPS, *shape))
     cluster.wait(whole, ": done", seconds=300)
     assert weights(broken) == weights(whole)
 
@@ -183,10 +184,10 @@ def test_a_full_disk_gets_one_line_and_no_job(cluster: Cluster, pictures: Path, 
 
 @pytest.mark.slurm
 def test_a_slow_node_is_left_out(cluster: Cluster, pictures: Path, tmp_path: Path) -> None:
-    """On node2, four busy neighbours share the core of each rank; the other nodes have a core without."""
+    """On node2, eight busy neighbours share the core of each rank; the other nodes have a core without."""
     if (os.cpu_count() or 1) < 2:
         pytest.skip("needs a second core, to be slow on")
-    busy = f"for i in 1 2 3 4; do timeout 60 taskset -c 1 {sys.executable} -S -c 'while True: pass' & done"
+    busy = f"for i in $(seq 8); do timeout 60 taskset -c 1 {sys.executable} -S -c 'while True: pass' & done"
     wrapper = tmp_path / "python"
     wrapper.write_text(
         "#!/bin/sh\n"
