@@ -10,7 +10,7 @@ import yaml
 
 from dinov2.config import recipe_path
 from dinov2.exits import UserError
-from slurm.config import SlurmConfig, read_slurm
+from slurm.config import PREFIX, SlurmConfig, read_slurm, split_words
 from slurm.launch import Job, check_words, launch, script
 from slurm.queue import call
 from slurm.record import jobs_folder
@@ -18,6 +18,8 @@ from slurm.standing import Standing, standing
 
 NAME = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 KEYS = {"stage", "words", "more", "after", "output", "each", "slurm"}
+# A job that only submits others is one process, whatever those ask for.
+FOLLOWER = ["nodes=1", "gpus_per_node=0", "tasks_per_node=1", "array=1", "check=false"]
 OF_A_JOB = {"index", "count", "item", "step"}  # filled in for each job of an array, or each folder found
 
 
@@ -57,11 +59,11 @@ def submit_pipeline(words: list[str], slurm_words: list[str], *, dry: bool) -> N
         raise UserError("output= is missing: a pipeline needs a folder that all nodes see")
     output = Path(values["output"]).absolute()
     nodes = read_pipeline(recipe_path("pipelines", words[0]), values)
-    plan = [Planned(node, _job(node, output), read_slurm([*node.slurm, *slurm_words])) for node in nodes]
+    plan = [plan_stage(node, output, slurm_words) for node in nodes]
     if dry:
-        for planned in plan:
-            waits = [f"<{name}>" for name in planned.node.after]
-            print(f"### {planned.node.name}\n{script(planned.job, planned.config, waits)}")
+        for each in plan:
+            waits = [f"<{name}>" for name in each.node.after]
+            print(f"### {each.node.name}\n{script(each.job, each.config, waits)}")
         return
     jobs = _submit(plan)
     print(f"follow them: dinov2 jobs {values['output']}" if jobs else "everything is done")
@@ -99,10 +101,11 @@ def _submit(plan: "list[Planned]") -> dict[str, str]:
 def _standing(planned: "Planned") -> Standing:
     """How the stage's last submission went; a `UserError` if that was with other words."""
     there = standing(planned.job.folder)
-    if there.state != "none" and there.words != planned.job.words:
-        differing = ", ".join(sorted(set(there.words) ^ set(planned.job.words)))
+    before, now = (set(split_words(words)[1]) for words in (there.words, planned.job.words))
+    if there.state != "none" and before != now:
         raise UserError(
-            f"{planned.node.name} was submitted with other words ({differing}); name another output="
+            f"{planned.node.name} was submitted with other words ({', '.join(sorted(before ^ now))}); name "
+            "another output="
         )
     return there
 
@@ -136,13 +139,20 @@ def _stages(path: Path) -> dict[str, dict[str, Any]]:
     return {**first, **text["stages"]}
 
 
-def _job(node: Node, output: Path) -> Job:
+def plan_stage(node: Node, output: Path, slurm_words: list[str]) -> Planned:
+    """The job of a stage; what the command line says of SLURM wins over what the file says."""
+    asked = [*node.slurm, *slurm_words]
+    own = [f"{PREFIX}{word}" for word in FOLLOWER] if node.each else []
+    return Planned(node, _job(node, output, asked), read_slurm([*asked, *own]))
+
+
+def _job(node: Node, output: Path, asked: list[str]) -> Job:
     folder = jobs_folder(output) / node.name
     words = [word for word in node.words if not word.startswith("output=")] + [f"output={node.output}"]
     if node.each:
         words[-1] += "/{step}"  # a folder holds one process at a time, and these jobs run side by side
         watched = jobs_folder(output) / node.watched
-        words = [node.each, node.stage, *words, f"follow.until={watched}", *node.slurm]
+        words = [node.each, node.stage, *words, f"follow.until={watched}", *asked]
     return Job(
         stage="follow" if node.each else node.stage,
         words=words,

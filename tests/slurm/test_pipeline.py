@@ -15,7 +15,7 @@ import pytest
 from dinov2.exits import UserError
 from slurm.check import rounds, slow_nodes
 from slurm.config import parse_time, read_slurm
-from slurm.pipeline import read_pipeline
+from slurm.pipeline import plan_stage, read_pipeline
 from slurm.record import Record, after, started
 from tests.curation.pools import make_pool
 from tests.pictures import class_folder
@@ -77,6 +77,7 @@ model: {size: vit_tiny, depth: 1, patch: 8}
 heads:
   dino: {prototypes: 32, hidden: 32}
 augment: {global_size: 32, local_size: 16, local_crops: 2}
+checkpoint: {every: 10}
 tensorboard: false
 workers: 0
 """
@@ -109,8 +110,8 @@ def test_the_whole_with_arrays_killed_at_random_curates_as_one_process_does(
     cluster.submit(*words, f"output={output}")
     draw, until = Random(time.time_ns()), time.monotonic() + 600
     kills: Counter[str] = Counter()  # of a command: after more without progress its job would give up
-    # Four arrays of three, five jobs of curation, and five behind it with two evaluations on the way.
-    while (seen := cluster.jobs(output)).count(": done") < 4 * 3 + 5 + 5 + 2:
+    # Four arrays of three, five jobs of curation, and five behind it.
+    while (seen := cluster.jobs(output)).count(": done") < 4 * 3 + 5 + 5:
         assert ": failed" not in seen, seen
         assert time.monotonic() < until, seen + cluster.queue()
         running = children("dinov2\0curate", str(output / "curated"))
@@ -128,7 +129,9 @@ def test_the_whole_with_arrays_killed_at_random_curates_as_one_process_does(
         assert (output / "curated" / name).read_bytes() == (one / name).read_bytes(), name
     for stage in ("low", "final"):
         assert (output / stage / "report.html").exists()
-    assert json.loads((output / "highres" / "origin.json").read_text())
+    for step in ("00000010", "00000020"):
+        cluster.wait(output / "early" / step, ": done")
+    assert (output / "highres" / "origin.json").exists()
     assert "everything is done" in cluster.submit(*words, f"output={output}")
     assert cluster.queue() == ""
 
@@ -183,6 +186,20 @@ def test_on_this_machine_without_slurm(tmp_path: Path, cluster: Cluster) -> None
     assert (tmp_path / "a" / "manifest.parquet").read_bytes() == (
         tmp_path / "b" / "manifest.parquet"
     ).read_bytes()
+
+
+def test_what_submits_evaluations_is_one_process_and_hands_on_what_they_ask_for(tmp_path: Path) -> None:
+    given = (
+        "pool=p seeds=s holdout=h recipe=laptop train_recipe=small_gpu highres_recipe=highres_518 classes=c"
+    )
+    values = dict(word.split("=") for word in f"{given} export_every=9 size=98 nodes=4 gpus=8".split())
+    nodes = read_pipeline(ROOT / "configs/pipelines/whole.yaml", {**values, "output": str(tmp_path)})
+    jobs = {node.name: plan_stage(node, tmp_path, ["slurm.partition=big"]) for node in nodes}
+    assert (jobs["train"].config.nodes, jobs["train"].config.tasks) == (4, 8)
+    assert (jobs["embed"].config.array, jobs["embed"].config.gpus_per_node) == (16, 0)
+    assert (jobs["early"].config.tasks, jobs["early"].config.gpus_per_node) == (1, 0)
+    assert {"slurm.gpus_per_node=8", "slurm.partition=big"} <= set(jobs["early"].job.words)
+    assert all(each.config.partition == "big" for each in jobs.values())
 
 
 @pytest.mark.parametrize(
