@@ -17,7 +17,7 @@ from torch import Tensor
 from dinov2.losses.targets import CHUNK, Targets, slices, wide
 
 STUDENT_TEMPERATURE = 0.1
-BLOCK, FUSED_BLOCK = 2**24, 2**26  # scores in the student's type at a time
+BLOCK = 2**26  # scores in the student's type at a time
 PIECE = 2**13  # prototypes whose gradient is summed at a time
 
 
@@ -173,8 +173,8 @@ class _InParts(torch.autograd.Function):
     ) -> Tensor:
         narrow = prototypes.to(student.dtype)
         loss = wide(student).new_zeros(())
-        to_student, to_prototypes = torch.zeros_like(student), torch.zeros_like(prototypes)
-        for block in _blocks(parts(), (FUSED_BLOCK if fusing else BLOCK) // len(prototypes)):
+        to_student, to_prototypes = torch.zeros_like(student), torch.empty_like(prototypes)
+        for number, block in enumerate(_blocks(parts(), BLOCK // len(prototypes))):
             index = torch.cat([part.rows for part in block])
             rows = student[index]
             scores = rows @ narrow.T
@@ -185,7 +185,7 @@ class _InParts(torch.autograd.Function):
                     loss += _to_gradient(own, part, temperature)
             to_student[index] = scores @ narrow
             for sums, own in zip(to_prototypes.split(PIECE), scores.split(PIECE, dim=1), strict=True):
-                sums += own.T @ rows
+                (sums.add_ if number else sums.copy_)(own.T @ rows)
         ctx.gradients = to_student, to_prototypes
         return loss
 
@@ -193,8 +193,11 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]  # one output
         if ctx.gradients is None:
             raise RuntimeError("the gradient of this loss was taken already; it is not kept")
-        to_student, to_prototypes = (gradient.mul_(grad) for gradient in ctx.gradients)
+        to_student, to_prototypes = ctx.gradients
         ctx.gradients = None
+        if grad.is_cuda or grad != 1:  # a device would have to be asked
+            to_student.mul_(grad)
+            to_prototypes.mul_(grad)
         return to_student, to_prototypes, None, None, None
 
 

@@ -2,12 +2,13 @@
 
 Both ways end in softmax(scores / temperature - columns) with one number for each prototype, so a target is
 kept as that, and the distributions are made some rows at a time, where a loss needs them: no float32 copy of
-[samples x prototypes] lives.
+[samples x prototypes] lives, but for the exponentials that a CPU keeps from round to round.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -60,11 +61,9 @@ def sinkhorn(
         chunk: scores in float32 at a time; 0 for all at once, -1 for what suits the device.
     """
     columns = [wide(scores.new_zeros(scores.shape[1])) for scores in sets]
+    gains = [_gains(scores.detach(), temperature, chunk) for scores in sets]
     for turn in range(rounds):
-        local = [
-            _logsumexp_over_samples(scores, temperature, own if turn else None, chunk)
-            for scores, own in zip(sets, columns, strict=True)
-        ]
+        local = [each(own if turn else None) for each, own in zip(gains, columns, strict=True)]
         columns = list(_logsumexp_over_ranks(torch.cat(local)).split([len(own) for own in local]))
     return [Targets(scores.detach(), temperature, own) for scores, own in zip(sets, columns, strict=True)]
 
@@ -120,55 +119,62 @@ def slices(rows: int, columns: int, chunk: int, device: torch.device | None = No
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
 
-def _logsumexp_over_samples(
-    scores: Float[Tensor, "samples prototypes"],
-    temperature: float,
-    columns: Float[Tensor, " prototypes"] | None,
-    chunk: int,
-) -> Float[Tensor, " prototypes"]:
-    """What each prototype gets from the samples, whose sums are made equal first where there are columns."""
-    found = []
-    for rows in slices(len(scores), scores.shape[1], chunk, scores.device):
-        part = scores[rows].detach()
-        plainly = part.is_cuda or _range_of(part) > RANGE * temperature
-        found.append((_in_logs if plainly else _by_products)(part, temperature, columns))
-    if not found:  # a rank without samples
-        return wide(scores.new_empty(scores.shape[1])).fill_(-torch.inf)
-    return found[0] if len(found) == 1 else torch.logsumexp(torch.stack(found), dim=0)
+Gains = Callable[[Float[Tensor, " prototypes"] | None], Float[Tensor, " prototypes"]]
+
+
+def _gains(scores: Float[Tensor, "samples prototypes"], temperature: float, chunk: int) -> Gains:
+    """A function of the columns: the logarithm of what each prototype gets from this rank's samples, whose
+    sums are made equal first where there are columns.
+    """
+    parts = [scores[rows] for rows in slices(len(scores), scores.shape[1], chunk, scores.device)]
+    if not parts:  # a rank without samples
+        nothing = wide(scores.new_empty(scores.shape[1])).fill_(-torch.inf)
+        return lambda columns: nothing
+    if scores.is_cuda or (highest := _moderate(scores, temperature)) is None:
+        return partial(_in_logs, parts, temperature)
+    # as powers of two: on a CPU torch's exp2 takes a third of the time of its exp
+    scaled = (wide(part, copy=True).mul_(LOG2_E / temperature) for part in parts)
+    return partial(_by_products, [part.sub_(highest * LOG2_E).exp2_() for part in scaled], highest)
 
 
 def _in_logs(
-    scores: Float[Tensor, "some prototypes"], temperature: float, columns: Float[Tensor, " prototypes"] | None
+    parts: Sequence[Float[Tensor, "some prototypes"]],
+    temperature: float,
+    columns: Float[Tensor, " prototypes"] | None,
 ) -> Float[Tensor, " prototypes"]:
-    log_q = wide(scores, copy=True).mul_(1 / temperature)
-    if columns is not None:
-        log_q -= torch.logsumexp(log_q - columns, dim=1, keepdim=True)
-    return torch.logsumexp(log_q, dim=0)
+    found = []
+    for part in parts:
+        log_q = wide(part, copy=True).mul_(1 / temperature)
+        if columns is not None:
+            log_q -= torch.logsumexp(log_q - columns, dim=1, keepdim=True)
+        found.append(torch.logsumexp(log_q, dim=0))
+    return found[0] if len(found) == 1 else torch.logsumexp(torch.stack(found), dim=0)
 
 
 def _by_products(
-    scores: Float[Tensor, "some prototypes"], temperature: float, columns: Float[Tensor, " prototypes"] | None
+    parts: Sequence[Float[Tensor, "some prototypes"]],
+    highest: float,
+    columns: Float[Tensor, " prototypes"] | None,
 ) -> Float[Tensor, " prototypes"]:
-    """The same for scores of a moderate range: one exponential of each, sums as products with a vector.
+    """The same from exponentials less `highest`, of a moderate range: sums as products with a vector.
 
     Factors of columns then span no more than that range either: they are ratios of weighted sums of these
     exponentials.
     """
-    highest = wide(scores.amax()) / temperature
-    # as powers of two: on a CPU torch's exp2 takes a third of the time of its exp
-    q = wide(scores, copy=True).mul_(LOG2_E / temperature).sub_(highest * LOG2_E).exp2_()
     if columns is None:
-        return q.sum(dim=0).log_().add_(highest)
+        return torch.stack([q.sum(dim=0) for q in parts]).sum(dim=0).log_().add_(highest)
     lowest = columns.amin()
-    with torch.autocast(
-        scores.device.type, enabled=False
-    ):  # which would make these products in half precision
-        return (q @ (lowest - columns).exp_()).reciprocal_().matmul(q).log_().add_(lowest)
+    factors, gained = (lowest - columns).exp_(), torch.zeros_like(columns)
+    with torch.autocast(columns.device.type, enabled=False):  # which would multiply in half precision
+        for q in parts:
+            gained.addmv_(q.T, (q @ factors).reciprocal_())
+    return gained.log_().add_(lowest)
 
 
-def _range_of(scores: Tensor) -> float:
-    least, most = torch.aminmax(scores)
-    return float(most) - float(least)
+def _moderate(scores: Tensor, temperature: float) -> float | None:
+    """The highest of scores / temperature, if exponentials of them all keep their digits."""
+    least, most = (float(bound) / temperature for bound in torch.aminmax(scores))
+    return most if most - least <= RANGE else None
 
 
 def _logsumexp_over_ranks(local: Float[Tensor, " prototypes"]) -> Float[Tensor, " prototypes"]:
