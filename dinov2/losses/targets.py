@@ -2,11 +2,11 @@
 
 Both ways end in softmax(scores / temperature - columns) with one number for each prototype, so a target is
 kept as that, and the distributions are made some rows at a time, where a loss needs them: no float32 copy of
-[samples x prototypes] lives, but for the exponentials that a CPU keeps from round to round.
+[samples x prototypes] lives, but for a few exponentials that a CPU keeps from round to round.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,9 @@ from dinov2.parallel import all_max, all_sum
 CHUNK = -1  # scores in float32 at a time, by the device
 CPU_CHUNK, CHUNK_ELSEWHERE = 2**20, 2**24  # 4 MiB stay in a cache; a GPU needs work for all of its units
 LOG2_E = math.log2(math.e)
+KEPT = (
+    2**26
+)  # exponentials kept on a CPU at most, a quarter of a GiB; more of them are made anew in each round
 RANGE = 60.0  # of scores / temperature: exponentials of this range keep all their digits in float32
 
 
@@ -132,9 +135,10 @@ def _gains(scores: Float[Tensor, "samples prototypes"], temperature: float, chun
         return lambda columns: nothing
     if scores.is_cuda or (highest := _moderate(scores, temperature)) is None:
         return partial(_in_logs, parts, temperature)
-    # as powers of two: on a CPU torch's exp2 takes a third of the time of its exp
-    scaled = (wide(part, copy=True).mul_(LOG2_E / temperature) for part in parts)
-    return partial(_by_products, [part.sub_(highest * LOG2_E).exp2_() for part in scaled], highest)
+    exponentials = partial(_exponentials, temperature=temperature, highest=highest)
+    if scores.numel() > KEPT:
+        return lambda columns: _by_products(map(exponentials, parts), highest, columns)
+    return partial(_by_products, [exponentials(part) for part in parts], highest)
 
 
 def _in_logs(
@@ -151,8 +155,15 @@ def _in_logs(
     return found[0] if len(found) == 1 else torch.logsumexp(torch.stack(found), dim=0)
 
 
+def _exponentials(
+    scores: Float[Tensor, "some prototypes"], temperature: float, highest: float
+) -> Float[Tensor, "some prototypes"]:
+    """exp(scores / temperature - highest), as powers of two: a CPU's exp2 takes a third of exp's time."""
+    return wide(scores, copy=True).mul_(LOG2_E / temperature).sub_(highest * LOG2_E).exp2_()
+
+
 def _by_products(
-    parts: Sequence[Float[Tensor, "some prototypes"]],
+    parts: Iterable[Float[Tensor, "some prototypes"]],
     highest: float,
     columns: Float[Tensor, " prototypes"] | None,
 ) -> Float[Tensor, " prototypes"]:

@@ -39,7 +39,7 @@ def _by_the_kernel(device: str) -> dict[Case, list[Tensor]]:
     """Loss and gradients of each case, in pieces of 8 prototypes and blocks of few rows."""
     from dinov2.losses import fused
 
-    fused.BLOCK, cross_entropy.BLOCK = 8, 3 * K
+    fused.BLOCK, cross_entropy.FUSED_BLOCK = 8, 3 * K
     cross_entropy.can_fuse = lambda student: True
     found = {}
     for case in CASES:

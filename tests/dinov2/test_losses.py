@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dinov2.losses import cross_entropy
+from dinov2.losses import targets as module
 from dinov2.losses.cross_entropy import dino, ibot
 from dinov2.losses.koleo import koleo
 from dinov2.losses.targets import RANGE, Targets, centered, next_centers, score_totals, sinkhorn
@@ -83,7 +84,11 @@ def _given(distributions: Tensor) -> Targets:
 
 @pytest.mark.parametrize("size", [0.3, 1.0])  # exponentials of all keep their digits, or not
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_sinkhorn_equals_the_printed_algorithm(chunk: int, size: float):
+@pytest.mark.parametrize("kept", [2**26, 0])
+def test_sinkhorn_equals_the_printed_algorithm(
+    chunk: int, size: float, kept: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "KEPT", kept)
     cls, patches = size * _randn(8, K).double(), size * _randn(11, K + 3, seed=1).double()
     assert all((float(own.max() - own.min()) < RANGE * 0.07) == (size < 1) for own in (cls, patches))
     for found, scores in zip(sinkhorn([cls, patches], 0.07, chunk=chunk), (cls, patches), strict=True):
