@@ -10,6 +10,7 @@ remove=LIST output=DIR takes pictures out of a finished folder.
 On many machines: shard=i/n does a part of the first stage that is not finished, shard=merge then goes on.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -59,6 +60,8 @@ def main(words: list[str]) -> None:
     """`dinov2 curate [RECIPE] pool=… [seeds=…] [holdout=…] output=DIR`."""
     if any(word.startswith("remove=") for word in words):
         return takedown.main(words)
+    # Before torch is imported: its threads that wait otherwise spin, on cores that other processes could use.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     config = read(CurateConfig, words, recipes="curation", doc=__doc__ or "")
     config.check()
     again = _from(config.from_stage)

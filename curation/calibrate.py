@@ -25,7 +25,7 @@ from curation.ingest import Stack
 from curation.near import Pictures, Piece, Rows, align_piece, cosines, likest_views, nearest_of
 from curation.planted import Copies, plant
 from curation.run import Run
-from curation.search import Job, Side, gathered, prepare, search_pieces, with_views
+from curation.search import Job, Side, gathered, look_up, prepare, search_pieces, with_views
 from curation.views import TURNS
 from dinov2.data.copies import KINDS
 from dinov2.exits import UserError
@@ -173,13 +173,17 @@ def _pairs(run: Run, pool: Pictures, base: Rows, copies: Copies) -> pa.Table:
     decides).
     """
     folder, near = run.stage("calibrate"), run.config.duplicates
-    queries = Side(copies.vectors, copies.hashes, copies.thumbs, copies.turned, np.arange(len(copies)))
+    queries = Side(
+        lambda: copies.vectors, copies.hashes, copies.thumbs, copies.turned, np.arange(len(copies))
+    )
     jobs = with_views(Job(queries, pool.side(base), folder / "index", inside=False), TURNS, near)
     done = folder / "candidates.parquet"
     if not done.exists():
         prepare(jobs, run.config.search)
         blocks = list(range(sum(len(job.blocks()) for job in jobs)))
-        search_pieces(jobs, blocks, folder / "search", near, run.config.search, "calibrate: search")
+        what = "calibrate: search"
+        by_hash = look_up(jobs, blocks, near, run.workers, what)
+        search_pieces(jobs, blocks, by_hash, folder / "search", near, run.config.search, what)
         found = np.concatenate(
             list(gathered(folder / "search", len(copies), run.config.search.memory_gib / 4))
         )

@@ -4,7 +4,7 @@ Either the built-in descriptor, whitened on the pool, or a backbone. Both leave 
 (`dinov2.features.Embeddings`), with rows of length 1 in the order of `Ingested.readable()`.
 """
 
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from dinov2.exits import UserError
 from dinov2.files import read_json, sha256_of, write_bytes, write_json, write_table, write_whole
 
 if TYPE_CHECKING:
-    from dinov2.features import BackboneEmbedder
+    from dinov2.features import BackboneEmbedder, Embeddings
 
 ROWS_PER_FILE = 8192
 
@@ -221,9 +221,16 @@ class Embedded:
     """The embeddings of one set, rows in the order of `Ingested.readable()`."""
 
     def __init__(self, run: Run, role: str) -> None:
+        self._run, self._role = run, role
+        self.ids = Ingested(run, role).readable()["id"].combine_chunks()
+
+    @cached_property
+    def vectors(self) -> "Embeddings":
         from dinov2.features import Embeddings  # imported here: it brings torch
 
-        self.vectors = Embeddings.open(run.stage("embed") / role)
-        self.ids = Ingested(run, role).readable()["id"].combine_chunks()
-        if self.vectors.ids != self.ids.to_pylist():
-            raise ValueError(f"stages/embed/{role} holds other pictures than stages/ingest/{role}")
+        found = Embeddings.open(self._run.stage("embed") / self._role)
+        if found.ids != self.ids.to_pylist():
+            raise ValueError(
+                f"stages/embed/{self._role} holds other pictures than stages/ingest/{self._role}"
+            )
+        return found

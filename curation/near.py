@@ -24,7 +24,7 @@ from curation.config import BUILT_IN, NearConfig
 from curation.embed import Embedded, whitening_of
 from curation.ingest import Ingested, Stack
 from curation.run import Run
-from curation.search import Side, gathered, jobs, piece_of, prepare, search_pieces
+from curation.search import Side, gathered, jobs, look_up, piece_of, prepare, search_pieces
 from curation.second_look import look_again
 from curation.views import OF_FIRST, Cropped, Turned, seen
 from dinov2.files import lock, write_json, write_table
@@ -43,10 +43,9 @@ class Pictures:
 
     def __init__(self, run: Run, role: str):
         ingested, embedded = Ingested(run, role), Embedded(run, role)
-        self.role = role
+        self._embedded = embedded
         self.table = ingested.readable()
         self.ids = embedded.ids
-        self.vectors = embedded.vectors
         self.thumbs = ingested.thumbs()
         self.hashes = [self.table[name].to_numpy() for name in ("phash", "pca_hash")]
         self.tall = (self.table["height"].to_numpy() / self.table["width"].to_numpy()).astype(np.float32)
@@ -60,8 +59,13 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def vectors(self) -> Any:
+        """Of the pictures, fp16; opening them brings torch."""
+        return self._embedded.vectors
+
     def side(self, rows: Rows) -> Side:
-        return Side(self.vectors, self.hashes, self.thumbs, self.turned, rows, self.cropped)
+        return Side(lambda: self.vectors, self.hashes, self.thumbs, self.turned, rows, self.cropped)
 
     def codes(self, column: str) -> Rows:
         """A number for each row, equal where the column is."""
@@ -236,9 +240,10 @@ def _search(
     count = sum(len(job.blocks()) for job in todo)
     wanted = run.share.take(count, lambda number: piece_of(folder, number).exists(), what)
     if wanted:
+        by_hash = look_up(todo, wanted, settings, run.workers, what)
         with lock(folder / ".index.lock"):  # of several shards one builds the index, and the others wait
             write_json(folder / "engines.json", prepare(todo, run.config.search))
-        search_pieces(todo, wanted, folder, settings, run.config.search, what)
+        search_pieces(todo, wanted, by_hash, folder, settings, run.config.search, what)
     run.share.leave(what)
 
 

@@ -4,8 +4,8 @@ import importlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Sequence, Sized
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import TypeVar
@@ -16,6 +16,8 @@ from dinov2.console import progress
 from dinov2.exits import UserError
 
 P = TypeVar("P", bound=Sized)
+Q = TypeVar("Q")
+T = TypeVar("T")
 
 
 class Workers:
@@ -69,15 +71,50 @@ class Workers:
                 for count in self._started().map(work, pieces):
                     bar.update(count)
             except BrokenProcessPool:
-                raise UserError(
-                    f"{what}: a worker process was killed, most likely for want of memory; use fewer workers="
-                ) from None
+                raise _killed(what) from None
+
+    def ahead(self, work: Callable[[Q], T], asked: Sequence[Q], *, what: str) -> Iterator[T]:
+        """What `work` makes of each, in turn; a process is always one ahead of who takes them.
+
+        With one process, each is made when it is asked for.
+
+        Raises:
+            UserError: a process was killed.
+        """
+        if self.count == 1 or not asked:
+            return self.here(work, asked)
+        return self._ahead(work, asked, self._started().submit(work, asked[0]), what)
+
+    def here(self, work: Callable[[Q], T], asked: Iterable[Q]) -> Iterator[T]:
+        """The same in this process, when it is asked for."""
+        for each in asked:
+            with threadpool_limits(1):
+                made = work(each)
+            yield made
+
+    def _ahead(
+        self, work: Callable[[Q], T], asked: Sequence[Q], coming: "Future[T]", what: str
+    ) -> Iterator[T]:
+        for after in [*asked[1:], None]:
+            try:
+                made = coming.result()
+            except BrokenProcessPool:
+                raise _killed(what) from None
+            if after is not None:
+                coming = self._started().submit(work, after)
+            yield made
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a fork could copy locks that other threads hold
             self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker)
         return self._pool
+
+
+def _killed(what: str) -> UserError:
+    return UserError(
+        f"{what}: a worker process was killed, most likely for want of memory; use fewer workers="
+    )
 
 
 def cores() -> int:

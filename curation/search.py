@@ -9,6 +9,7 @@ of them (`curation.views`). A candidate is a row of the first set, a row of the 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from pyarrow import parquet
 from curation.config import NearConfig, SearchConfig
 from curation.hashes import HashTable
 from curation.ingest import Stack
+from curation.pieces import Workers
 from curation.views import OF_FIRST, PAIRED, TILES, TURNS, UNDONE, WINDOWS, hashes
 from dinov2.console import progress
 from dinov2.files import write_table
@@ -33,6 +35,8 @@ Hashes = NDArray[np.uint64]
 BLOCK = 8192  # queries in a piece
 ROW_GROUP = 65_536  # pairs that are read together
 COLUMNS = ("a", "b", "view")
+WORTH_A_PROCESS = 512  # rows of the base, beyond which it is worth one to look up hashes
+ONE_PROCESS = 1 << 20  # up to which tables are made so fast that others than this one may make them
 TURNED_K = 8  # neighbours that a turned picture, or a window of one, may have
 BLANK = 3.0  # spread of the luma, of 255 levels, of views that hash alike because there is nothing to see
 HELD = 96  # bytes that a pair takes while pieces are put together
@@ -42,7 +46,7 @@ HELD = 96  # bytes that a pair takes while pieces are put together
 class Side:
     """A set to search with or in: the chosen rows of its embeddings, and their hashes."""
 
-    vectors: Any  # features.Embeddings
+    vectors: Callable[[], Any]  # opens features.Embeddings, or the like
     hashes: list[Hashes]  # of all rows
     thumbs: Stack
     turned: Callable[[int], Any] | None  # vectors in one of the TURNS, if the embedding knows them
@@ -55,18 +59,18 @@ class Side:
     def in_view(self, view: int) -> "Side":
         """The same with the vectors of turned pictures."""
         assert self.turned is not None
-        return dataclasses.replace(self, vectors=self.turned(view))
+        return dataclasses.replace(self, vectors=partial(self.turned, view))
 
     def in_window(self, window: int) -> "Side":
         """The same with the vectors of windows of pictures."""
         assert self.cropped is not None
-        return dataclasses.replace(self, vectors=self.cropped(window))
+        return dataclasses.replace(self, vectors=partial(self.cropped, window))
 
     def selected(self) -> Any:
         """The chosen rows, read from the disk as they are asked for."""
         from dinov2.neighbours import Selected  # imported here: it brings torch
 
-        return Selected(self.vectors, self.chosen)
+        return Selected(self.vectors(), self.chosen)
 
 
 @dataclass(frozen=True)
@@ -135,16 +139,26 @@ def piece_of(folder: Path, number: int) -> Path:
 
 
 def search_pieces(
-    jobs: list[Job], wanted: list[int], folder: Path, near: NearConfig, settings: SearchConfig, what: str
+    jobs: list[Job],
+    wanted: list[int],
+    by_hash: Iterator[list[Rows]],
+    folder: Path,
+    near: NearConfig,
+    settings: SearchConfig,
+    what: str,
 ) -> None:
-    """Search the pieces with these numbers, counted through the blocks of all jobs."""
+    """Search the pieces with these numbers, counted through the blocks of all jobs.
+
+    Args:
+        by_hash: of `look_up`, for the same pieces.
+    """
     first = 0
     with progress(total=len(wanted) * BLOCK, what=what, unit="picture") as bar:
         for job in jobs:
             blocks = job.blocks()
             mine = [number for number in wanted if first <= number < first + len(blocks)]
             if mine:
-                for number in _search(job, mine, first, folder, near, settings):
+                for number in _search(job, mine, first, by_hash, folder, near, settings):
                     bar.update(BLOCK if number >= 0 else 0)
             first += len(blocks)
 
@@ -173,13 +187,25 @@ def prepare(jobs: list[Job], settings: SearchConfig) -> list[dict[str, Any]]:
 
 
 def _search(
-    job: Job, wanted: list[int], first: int, folder: Path, near: NearConfig, settings: SearchConfig
+    job: Job,
+    wanted: list[int],
+    first: int,
+    by_hash: Iterator[list[Rows]],
+    folder: Path,
+    near: NearConfig,
+    settings: SearchConfig,
 ) -> Iterator[int]:
-    plain, seen = _tables(job, near)
     k, least, always = (TURNED_K, near.turned_cosine, 0) if job.more else (near.k, near.cosine, near.always)
     blocks = [job.blocks()[number - first] for number in wanted]
     found = searcher(settings).search(
-        job.queries.selected(), job.base.selected(), k, job.folder, blocks, inside=job.inside
+        job.queries.selected(),
+        job.base.selected(),
+        k,
+        job.folder,
+        blocks,
+        inside=job.inside,
+        least=least,
+        always=always,
     )
     for number, (block, (similarity, index)) in zip(wanted, found, strict=True):
         rows = job.queries.chosen[block]
@@ -187,20 +213,58 @@ def _search(
         close = similarity >= least
         close[:, :always] = True
         a, place = np.nonzero(close & (index >= 0))
-        pairs = [_pairs(rows[a], job.base.chosen[index[a, place]], job.view, job)]
-        for table, own in zip(plain, job.queries.hashes, strict=False):
-            pairs += [_pairs(rows[a], job.base.chosen[b], 0, job) for a, b in table.near(own[rows])]
-        pairs += [_pairs(rows[a], job.base.chosen[b], view, job) for view, a, b in _in_views(job, rows, seen)]
+        pairs = [_pairs(rows[a], job.base.chosen[index[a, place]], job.view, job), *next(by_hash)]
         table = once(np.concatenate(pairs))
         write_table(piece_of(folder, number), pa.table(dict(zip(COLUMNS, table.T.copy(), strict=True))))
         yield number
 
 
-def _tables(job: Job, near: NearConfig) -> tuple[list[HashTable], list[HashTable]]:
-    """The base's hashes, to be searched by the queries', and by those of their views."""
-    base = [each[job.base.chosen] for each in job.base.hashes]
-    plain = [] if job.swapped or job.more else [HashTable(each, near.hash_distance) for each in base]
-    return plain, [HashTable(each, near.view_distance) for each in base] if job.views else []
+def look_up(
+    jobs: list[Job], wanted: list[int], near: NearConfig, workers: Workers, what: str
+) -> Iterator[list[Rows]]:
+    """Pairs that hashes find, for each of these pieces.
+
+    Until a pool is large, a process makes tables of its hashes anew for each piece, while this one imports
+    torch and computes products; then they are made once, and in this process alone.
+    """
+    looks = [(ByHash(job, near), job.blocks()) for job in jobs]
+    asked = [(each, block) for each, blocks in looks for block in blocks]
+    asked = [asked[number] for number in wanted]
+    if WORTH_A_PROCESS < max(len(job.base) for job in jobs) <= ONE_PROCESS:
+        return workers.ahead(_looked_up, asked, what=what)
+    return workers.here(_looked_up, asked)
+
+
+class ByHash:
+    """Looks for pairs by the hashes of a job's queries, and by those of other views of these."""
+
+    def __init__(self, job: Job, near: NearConfig) -> None:
+        queries, base = (
+            dataclasses.replace(side, vectors=list, turned=None, cropped=None)
+            for side in (job.queries, job.base)
+        )
+        self.job, self._near = dataclasses.replace(job, queries=queries, base=base), near
+
+    @cached_property
+    def _tables(self) -> tuple[list[HashTable], list[HashTable]]:
+        """The base's hashes, to be searched by the queries', and by those of their views."""
+        job, near = self.job, self._near
+        base = [each[job.base.chosen] for each in job.base.hashes]
+        plain = [] if job.swapped or job.more else [HashTable(each, near.hash_distance) for each in base]
+        return plain, [HashTable(each, near.view_distance) for each in base] if job.views else []
+
+    def pairs(self, block: slice) -> list[Rows]:
+        job, (plain, seen) = self.job, self._tables
+        rows, base = job.queries.chosen[block], job.base.chosen
+        found = []
+        for table, own in zip(plain, job.queries.hashes, strict=False):
+            found += [_pairs(rows[a], base[b], 0, job) for a, b in table.near(own[rows])]
+        return found + [_pairs(rows[a], base[b], view, job) for view, a, b in _in_views(job, rows, seen)]
+
+
+def _looked_up(asked: tuple[ByHash, slice]) -> list[Rows]:
+    looks, block = asked
+    return looks.pairs(block)
 
 
 def _in_views(job: Job, rows: Rows, tables: list[HashTable]) -> Iterator[tuple[int, Rows, Rows]]:

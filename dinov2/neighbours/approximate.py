@@ -198,18 +198,35 @@ class Searcher:
         return list(_slices(count, BLOCK))
 
     def search(
-        self, queries: Rows, base: Rows, k: int, folder: Path, blocks: list[slice], *, inside: bool = False
+        self,
+        queries: Rows,
+        base: Rows,
+        k: int,
+        folder: Path,
+        blocks: list[slice],
+        *,
+        inside: bool = False,
+        least: float = -np.inf,
+        always: int = 0,
     ) -> Iterator[tuple[slice, Found]]:
         """The neighbours of these blocks of queries, after `prepare`; a missing one is -1.
 
         Args:
             inside: query i is row i of the base, and not its own neighbour.
+            least, always: neighbours less similar than this, beyond so many, may be missing.
         """
         if self.chosen(queries, base) == "exact":
             for block in blocks:
                 some = tile(queries, block.start, block.stop - block.start, ON_THE_CPU)
                 found = nearest(
-                    some, base, k, exclude_self=inside, first=block.start, memory_gb=self.memory_gib / 2
+                    some,
+                    base,
+                    k,
+                    exclude_self=inside,
+                    first=block.start,
+                    least=least,
+                    always=always,
+                    memory_gb=self.memory_gib / 2,
                 )
                 yield block, found
             return

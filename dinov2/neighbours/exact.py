@@ -7,6 +7,7 @@ in float64. A query whose last places are uncertain within float32's rounding is
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ def nearest(
     backend: str = "auto",
     exclude_self: bool = False,
     first: int = 0,
+    least: float = -np.inf,
+    always: int = 0,
     memory_gb: float = 1.0,
     device: torch.device | str | None = None,
 ) -> Found:
@@ -45,6 +48,8 @@ def nearest(
         k: clipped to the rows there are, so a small base gives fewer columns.
         backend: "torch", "faiss" (faiss-cpu or faiss-gpu must be installed) or "auto". The results are equal.
         exclude_self: query i is row `first` + i of the base, which is left out of its own neighbours.
+        least, always: neighbours less similar than this, beyond so many, are left out: -1, with a similarity
+            of minus infinity. That saves what it takes to rank them.
         memory_gb: bound on what is held besides the arguments and the result.
         device: where the products are computed; by default where `queries` lies.
 
@@ -66,7 +71,7 @@ def nearest(
     index = torch.empty(len(queries), k, dtype=torch.int64, device=device)
     if index.numel() == 0:
         return similarity, index
-    search = _Search(base, device, backend, k, memory_gb)
+    search = _Search(base, device, backend, k, memory_gb, least, min(always, k))
     rounding = _rounding(queries, base, search.columns, device)
     with _full_precision():
         for start in range(0, len(queries), search.rows):
@@ -80,8 +85,17 @@ def nearest(
 class _Search:
     """Neighbours of one tile of queries after another in one base."""
 
-    def __init__(self, base: Rows, device: torch.device, backend: str, k: int, memory_gb: float) -> None:
-        self.base, self.device, self.k = base, device, k
+    def __init__(
+        self,
+        base: Rows,
+        device: torch.device,
+        backend: str,
+        k: int,
+        memory_gb: float,
+        least: float = -np.inf,
+        always: int = 0,
+    ) -> None:
+        self.base, self.device, self.k, self.least, self.always = base, device, k, least, always
         self.propose = self._by_faiss if _backend(backend) == "faiss" else self._by_product
         # Of the memory: at worst every similarity of a tile is a candidate, with its two coordinates.
         budget = int(memory_gb * 2**30)
@@ -92,29 +106,47 @@ class _Search:
         # Several tiles of queries meet each tile of the base: reading that takes a tenth of one product.
         a_query = 4 * base.shape[1] + 24 * (k + SLACK)
         self.rows = self.tall * max(1, min(TILES, budget // (8 * a_query * self.tall)))
-        self.settled_rows = max(
-            1, min(2**18, budget // 32) // ((k + SLACK) * base.shape[1])
-        )  # near the cache
+        self.settled_pairs = max(1, min(2**18, budget // 32) // base.shape[1])  # near the cache
 
     def settled(self, queries: Tensor, own: Tensor | None, rounding: float) -> Found:
         """The neighbours of these queries: proposed in float32, decided in float64."""
-        proposed = self._scan(queries, own, self.k + SLACK, self.propose)
-        columns, last = proposed.column, proposed.value[:, -1]
-        similarity = queries.new_empty(len(queries), self.k)
-        index = torch.empty(len(queries), self.k, dtype=torch.int64, device=self.device)
-        for start in range(0, len(queries), self.settled_rows):
-            part = slice(start, start + self.settled_rows)
-            similarity[part], index[part] = ranked(queries[part], self.base, columns[part], self.k)
+        size = self.k + SLACK
+        wanted = _Wanted(size, torch.inf)
+        if self.least > -torch.inf:
+            wanted = _Wanted(self.always, self.least - rounding, rounding)
+        proposed = self._scan(queries, own, size, self.propose, wanted)
+        similarity = queries.new_full((len(queries), self.k), -torch.inf)
+        index = torch.full(similarity.shape, -1, device=self.device)
+        worth = proposed.value >= wanted.cut(proposed.value[:, wanted.last])[:, None]
+        for rows, wide in self._alike(worth.sum(1)):
+            found = ranked(queries[rows], self.base, proposed.column[rows, :wide], self.k)
+            similarity[rows, : found[0].shape[1]], index[rows, : found[0].shape[1]] = found
         # What was not proposed is at most as similar as the last that was, but for rounding.
-        uncertain = (similarity[:, -1] <= last + rounding).nonzero()[:, 0]
+        last = proposed.value[:, -1]
+        uncertain = (worth[:, -1] & (similarity[:, -1] <= last + rounding)).nonzero()[:, 0]
         if len(uncertain):
             own = None if own is None else own[uncertain]
-            exact = self._scan(queries[uncertain].double(), own, self.k, self._by_product)
+            double, every = queries[uncertain].double(), _Wanted(self.k, torch.inf)
+            exact = self._scan(double, own, self.k, self._by_product, every)
             similarity[uncertain], index[uncertain] = exact.value, exact.column
-        return similarity, index
+        left_out = similarity < self.least
+        left_out[:, : self.always] = False
+        return similarity.masked_fill_(left_out, -torch.inf), index.masked_fill_(left_out, -1)
 
-    def _scan(self, queries: Tensor, own: Tensor | None, size: int, propose: Propose) -> "_ShortList":
-        best = _ShortList.empty(len(queries), size, self.device)
+    def _alike(self, counts: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Queries of which about as many are to be ranked, as many as the cache holds at a time; how many."""
+        rising, order = counts.sort(stable=True)
+        start, wide = int((counts == 0).sum()), rising.tolist()
+        while start < len(wide):
+            most = wide[min(start + self.settled_pairs // wide[start], len(wide) - 1)]
+            stop = min(start + max(1, self.settled_pairs // most), len(wide))
+            yield order[start:stop], wide[stop - 1]
+            start = stop
+
+    def _scan(
+        self, queries: Tensor, own: Tensor | None, size: int, propose: Propose, wanted: "_Wanted"
+    ) -> "_ShortList":
+        best = _ShortList.empty(len(queries), size, self.device, wanted)
         for first in range(0, len(self.base), self.columns):
             base = tile(self.base, first, self.columns, self.device)
             for start in range(0, len(queries), self.tall):
@@ -162,15 +194,35 @@ def ranked(queries: Tensor, base: Rows, column: Tensor, k: int) -> Found:
     return keys.value_of(key), keys.column_of(key)
 
 
-class _ShortList:
-    """For each query the `size` best columns offered so far, the best first, as `keys`."""
+@dataclass(frozen=True)
+class _Wanted:
+    """What a list has to hold: values of at least `least`, and the first `always`, but for rounding."""
 
-    def __init__(self, key: Int[Tensor, "queries size"]) -> None:
-        self.key, self.size = key, key.shape[1]
+    always: int
+    least: float
+    rounding: float = 0.0
+
+    @property
+    def last(self) -> int:
+        """The place of the last that is always wanted."""
+        return max(0, self.always - 1)
+
+    def cut(self, last: Float[Tensor, "queries"]) -> Float[Tensor, "queries"]:
+        """Under which nothing is wanted, where at least this value is at the place `last`."""
+        if not self.always:
+            return torch.full_like(last, self.least)
+        return (last - self.rounding).clamp(max=self.least)
+
+
+class _ShortList:
+    """For each query the `size` best columns offered so far that are wanted, the best first, as `keys`."""
+
+    def __init__(self, key: Int[Tensor, "queries size"], wanted: _Wanted) -> None:
+        self.key, self.size, self.wanted = key, key.shape[1], wanted
 
     @classmethod
-    def empty(cls, queries: int, size: int, device: torch.device) -> "_ShortList":
-        return cls(_empty(queries, size, device))
+    def empty(cls, queries: int, size: int, device: torch.device, wanted: _Wanted) -> "_ShortList":
+        return cls(_empty(queries, size, device), wanted)
 
     @property
     def value(self) -> Float[Tensor, "queries size"]:
@@ -182,7 +234,7 @@ class _ShortList:
 
     def part(self, queries: slice) -> "_ShortList":
         """The lists of these queries: what is offered to the part is in the whole."""
-        return _ShortList(self.key[queries])
+        return _ShortList(self.key[queries], self.wanted)
 
     def offer(self, similarity: Float[Tensor, "queries columns"], first: int) -> None:
         """Offer a whole tile whose first column is `first` of the base.
@@ -190,20 +242,21 @@ class _ShortList:
         A full top-k over every tile would cost as much as the products. Few columns beat what is already
         there, so the maximum of each block is compared first, and only blocks that may matter are opened.
         """
-        threshold = keys.value_of(self.key[:, -1])
+        last, always = keys.value_of(self.key[:, self.wanted.last]), self.wanted.last + 1
+        threshold = keys.value_of(self.key[:, -1]).maximum(self.wanted.cut(last))
         width, unfilled = similarity.shape[1], bool(torch.isneginf(threshold).any())
         # A power of two divides most tiles, which then need not be copied to be padded. While lists are not
         # full there have to be more blocks than places.
         block = BLOCK if 4 * BLOCK * self.size < first else BLOCK // 2
         if unfilled:
-            block = min(block, 1 << max(0, (width // (2 * self.size)).bit_length() - 1))
+            block = min(block, 1 << max(0, (width // (2 * always)).bit_length() - 1))
         if width % block:
             similarity = torch.nn.functional.pad(similarity, (0, block - width % block), value=-torch.inf)
         blocks = similarity.view(len(similarity), -1, block)
         highest = blocks.amax(2)
-        if unfilled and highest.shape[1] >= self.size:
+        if unfilled and highest.shape[1] >= always:
             # As many blocks as are wanted reach this value, so what is below it can not stay.
-            least = highest.topk(self.size, dim=1).values[:, -1]
+            least = self.wanted.cut(highest.topk(always, dim=1).values[:, -1])
             threshold = threshold.maximum(least.nextafter(least.new_tensor(-torch.inf)))
         which = (highest > threshold[:, None]).flatten().nonzero()[:, 0]
         row = which // highest.shape[1]

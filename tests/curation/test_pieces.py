@@ -4,7 +4,10 @@ import multiprocessing
 import os
 from pathlib import Path
 
+import pytest
+
 from curation.pieces import Workers
+from dinov2.exits import UserError
 
 
 def note(path: str) -> int:
@@ -27,3 +30,18 @@ def test_processes_that_were_started_ahead_do_the_work_and_end_with_the_block(tm
     with Workers(1) as workers:
         workers.start(note)
         assert {child.pid for child in multiprocessing.active_children()} <= before
+
+
+def test_what_is_made_ahead_comes_in_turn_and_is_made_elsewhere() -> None:
+    with Workers(2) as workers:
+        made = list(workers.ahead(squared, range(5), what="squares"))
+        with pytest.raises(UserError, match="squares: a worker process was killed"):
+            list(workers.ahead(os._exit, [1], what="squares"))
+    assert [number for number, _ in made] == [0, 1, 4, 9, 16]
+    assert os.getpid() not in {process for _, process in made}
+    with Workers(1) as workers:
+        assert list(workers.ahead(squared, [3], what="squares")) == [(9, os.getpid())]
+
+
+def squared(number: int) -> tuple[int, int]:
+    return number * number, os.getpid()

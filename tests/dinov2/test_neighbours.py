@@ -56,6 +56,27 @@ def test_equal_rows_come_by_index_however_many(backend, copies):
     assert np.array_equal(similarity, expected)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("always", [0, 4, 30])
+def test_those_that_are_near_enough_are_found_and_the_first_always(backend, always):
+    """Of some queries more rows than k are near enough, of others none; many are equal."""
+    generator = torch.Generator().manual_seed(4)
+    centre, spread = torch.randn(30, 16, generator=generator), torch.rand(30, 1, generator=generator)
+    noise = torch.randn(1500, 16, generator=generator)
+    base = normalize(centre.repeat_interleave(50, 0) + spread.repeat_interleave(50, 0) * noise, dim=1)
+    base[:40] = base[0]
+    base = base[torch.randperm(1500, generator=generator)]
+    expected, order = by_sorting(base, base, 20, exclude_self=True)
+    for least in (float(expected[7, 9]), 0.6, 1.1):  # one that a row has exactly
+        similarity, index = nearest(
+            base, base, 20, backend=backend, exclude_self=True, least=least, always=always
+        )
+        wanted = expected >= np.float32(least)
+        wanted[:, :always] = True
+        assert np.array_equal(index, np.where(wanted, order, -1))
+        assert np.array_equal(similarity, np.where(wanted, expected, -np.inf))
+
+
 @pytest.mark.parametrize("order", ["ascending", "descending", "by class"])
 def test_the_order_of_the_base_does_not_matter(order):
     """A sorted base defeats the filter that looks at few columns; it must stay right."""
