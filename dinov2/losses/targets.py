@@ -19,9 +19,7 @@ from dinov2.parallel import all_max, all_sum
 CHUNK = -1  # scores in float32 at a time, by the device
 CPU_CHUNK, CHUNK_ELSEWHERE = 2**20, 2**24  # 4 MiB stay in a cache; a GPU needs work for all of its units
 LOG2_E = math.log2(math.e)
-KEPT = (
-    2**26
-)  # exponentials kept on a CPU at most, a quarter of a GiB; more of them are made anew in each round
+KEPT = 2**26  # exponentials that a CPU keeps at most, a quarter of a GiB; more are made anew in each round
 RANGE = 60.0  # of scores / temperature: exponentials of this range keep all their digits in float32
 
 
