@@ -20,7 +20,8 @@ SIGN = "turn: "  # what its lines of figures begin with
 
 def next_turn(said: dict[str, Any]) -> bool:
     """Tell the figures of a step, and wait; false where there is no other turn."""
-    print(SIGN + json.dumps(said | {"gib": peak_memory()}), flush=True)
+    # On a line of its own, whatever a bar of progress has written.
+    print("\n" + SIGN + json.dumps(said | {"gib": peak_memory()}), flush=True)
     return bool(sys.stdin.readline())
 
 
