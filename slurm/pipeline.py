@@ -19,7 +19,9 @@ from slurm.standing import Standing, standing
 NAME = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 KEYS = {"stage", "words", "more", "after", "output", "each", "slurm"}
 # A job that only submits others is one process, whatever those ask for.
-FOLLOWER = ["nodes=1", "gpus_per_node=0", "tasks_per_node=1", "array=1", "check=false"]
+FOLLOWER = [
+    f"{PREFIX}{word}" for word in ("nodes=1", "gpus_per_node=0", "tasks_per_node=1", "array=1", "check=false")
+]
 OF_A_JOB = {"index", "count", "item", "step"}  # filled in for each job of an array, or each folder found
 
 
@@ -61,9 +63,9 @@ def submit_pipeline(words: list[str], slurm_words: list[str], *, dry: bool) -> N
     nodes = read_pipeline(recipe_path("pipelines", words[0]), values)
     plan = [plan_stage(node, output, slurm_words) for node in nodes]
     if dry:
-        for each in plan:
-            waits = [f"<{name}>" for name in each.node.after]
-            print(f"### {each.node.name}\n{script(each.job, each.config, waits)}")
+        for planned in plan:
+            waits = [f"<{name}>" for name in planned.node.after]
+            print(f"### {planned.node.name}\n{script(planned.job, planned.config, waits)}")
         return
     jobs = _submit(plan)
     print(f"follow them: dinov2 jobs {values['output']}" if jobs else "everything is done")
@@ -101,11 +103,11 @@ def _submit(plan: "list[Planned]") -> dict[str, str]:
 def _standing(planned: "Planned") -> Standing:
     """How the stage's last submission went; a `UserError` if that was with other words."""
     there = standing(planned.job.folder)
-    before, now = (set(split_words(words)[1]) for words in (there.words, planned.job.words))
+    before, now = (split_words(words)[1] for words in (there.words, planned.job.words))
     if there.state != "none" and before != now:
+        differing = ", ".join(sorted(set(before) ^ set(now)))
         raise UserError(
-            f"{planned.node.name} was submitted with other words ({', '.join(sorted(before ^ now))}); name "
-            "another output="
+            f"{planned.node.name} was submitted with other words ({differing}); name another output="
         )
     return there
 
@@ -142,8 +144,7 @@ def _stages(path: Path) -> dict[str, dict[str, Any]]:
 def plan_stage(node: Node, output: Path, slurm_words: list[str]) -> Planned:
     """The job of a stage; what the command line says of SLURM wins over what the file says."""
     asked = [*node.slurm, *slurm_words]
-    own = [f"{PREFIX}{word}" for word in FOLLOWER] if node.each else []
-    return Planned(node, _job(node, output, asked), read_slurm([*asked, *own]))
+    return Planned(node, _job(node, output, asked), read_slurm([*asked, *(FOLLOWER if node.each else [])]))
 
 
 def _job(node: Node, output: Path, asked: list[str]) -> Job:

@@ -46,7 +46,6 @@ def dino(
     temperature: float = STUDENT_TEMPERATURE,
     chunk: int = CHUNK,
     fused: bool = True,
-    narrow: Float[Tensor, "prototypes dim"] | None = None,
 ) -> Float[Tensor, ""]:
     """Every teacher view against every other crop of the same image (DINO eq. 3).
 
@@ -58,7 +57,6 @@ def dino(
         teacher: targets of the two global crops.
         chunk: scores in float32 at a time; 0 for all at once, -1 for what suits the device.
         fused: on CUDA, by one kernel of Triton where chunk is not 0.
-        narrow: the prototypes in the type of `student`, if they are there already.
 
     Returns:
         Mean over the batch, divided by the number of terms, 2 * local crops + 2.
@@ -83,7 +81,7 @@ def dino(
             weight = torch.full_like(rows, 1 / (batch * (2 * locals_ + 2)), dtype=wide(student[:0]).dtype)
             yield Part(rows, met, partial(targets, images), weight)
 
-    return _cross_entropy(student, prototypes, teacher, parts, temperature, chunk, fused, narrow)
+    return _cross_entropy(student, prototypes, teacher, parts, temperature, chunk, fused)
 
 
 def ibot(
@@ -96,7 +94,6 @@ def ibot(
     temperature: float = STUDENT_TEMPERATURE,
     chunk: int = CHUNK,
     fused: bool = True,
-    narrow: Float[Tensor, "prototypes dim"] | None = None,
 ) -> Float[Tensor, ""]:
     """The teacher's patch targets predicted at masked patches (iBOT eq. 2).
 
@@ -107,7 +104,6 @@ def ibot(
         crops: the number of global crops, masked or not, that the sum is divided by.
         chunk: scores in float32 at a time; 0 for all at once, -1 for what suits the device.
         fused: on CUDA, by one kernel of Triton where chunk is not 0.
-        narrow: the prototypes in the type of `student`, if they are there already.
 
     Returns:
         Sum over crops of the mean cross-entropy over a crop's masked patches, divided by `crops`.
@@ -123,7 +119,7 @@ def ibot(
         for rows in slices(len(teacher), len(prototypes), chunk, student.device):
             yield Part(index[rows], wanted[rows], partial(teacher.of, rows), weight[rows])
 
-    return _cross_entropy(student, prototypes, teacher, parts, temperature, chunk, fused, narrow)
+    return _cross_entropy(student, prototypes, teacher, parts, temperature, chunk, fused)
 
 
 def _cross_entropy(
@@ -134,13 +130,11 @@ def _cross_entropy(
     temperature: float,
     chunk: int,
     fused: bool,
-    narrow: Tensor | None,
 ) -> Tensor:
     """The weighted sum of -targets * log softmax(student . prototypes / temperature); float32 at least."""
     if chunk:
         fusing = teacher if fused and can_fuse(student) else None
-        narrow = (prototypes if narrow is None else narrow).detach().to(student.dtype)
-        return _InParts.apply(student, prototypes, narrow, fusing, parts, temperature)
+        return _InParts.apply(student, prototypes, fusing, parts, temperature)
     (part,) = parts()
     logits = wide(student[part.rows] @ prototypes.to(student.dtype).T) / temperature
     return _weighed(part.weight, part.targets(), torch.log_softmax(logits, dim=1))
@@ -173,16 +167,14 @@ class _InParts(torch.autograd.Function):
         ctx: Any,
         student: Tensor,
         prototypes: Tensor,
-        narrow: Tensor,
         fusing: Targets | None,
         parts: Parts,
         temperature: float,
     ) -> Tensor:
+        narrow = prototypes.to(student.dtype)
         loss = wide(student).new_zeros(())
-        to_student, to_prototypes = torch.zeros_like(student), torch.empty_like(prototypes)
-        for number, block in enumerate(
-            _blocks(parts(), (FUSED_BLOCK if fusing else BLOCK) // len(prototypes))
-        ):
+        to_student, to_prototypes = torch.zeros_like(student), torch.zeros_like(prototypes)
+        for block in _blocks(parts(), (FUSED_BLOCK if fusing else BLOCK) // len(prototypes)):
             index = torch.cat([part.rows for part in block])
             rows = student[index]
             scores = rows @ narrow.T
@@ -193,20 +185,17 @@ class _InParts(torch.autograd.Function):
                     loss += _to_gradient(own, part, temperature)
             to_student[index] = scores @ narrow
             for sums, own in zip(to_prototypes.split(PIECE), scores.split(PIECE, dim=1), strict=True):
-                (sums.add_ if number else sums.copy_)(own.T @ rows)
+                sums += own.T @ rows
         ctx.gradients = to_student, to_prototypes
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # one output
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]  # one output
         if ctx.gradients is None:
             raise RuntimeError("the gradient of this loss was taken already; it is not kept")
-        to_student, to_prototypes = ctx.gradients
+        to_student, to_prototypes = (gradient.mul_(grad) for gradient in ctx.gradients)
         ctx.gradients = None
-        if grad.is_cuda or grad != 1:  # a device would have to be asked
-            to_student.mul_(grad)
-            to_prototypes.mul_(grad)
-        return to_student, to_prototypes, None, None, None, None
+        return to_student, to_prototypes, None, None, None
 
 
 def _to_gradient(scores: Float[Tensor, "some prototypes"], part: Part, temperature: float) -> Tensor:

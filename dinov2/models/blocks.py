@@ -13,7 +13,6 @@ from dinov2.models.config import ViTConfig
 from dinov2.models.rope import Turns
 
 Tokens = Float[Tensor, "tokens dim"]
-ROWS = 2**10  # of an update's gradient, at a time on a CPU: what stays in a cache
 
 
 class Subset(NamedTuple):
@@ -138,18 +137,13 @@ class _Added(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tokens) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # one output
         update, gamma, tokens, factors = ctx.saved_tensors
-        rows = ROWS if grad.device.type == "cpu" else max(1, len(update))
-        to_update, to_gamma = torch.empty_like(update), grad.new_zeros(grad.shape[1])
-        for start in range(0, len(update), rows):
-            some = slice(start, start + rows)
-            own = grad[some] if tokens is None else grad.index_select(0, tokens[some])
-            if factors is not None:
-                own = own * factors[some]
-            if gamma is not None:
-                to_gamma += update[some].to(own.dtype, copy=True).mul_(own).sum(dim=0)
-                own = own * gamma
-            to_update[some] = own
-        return grad, to_update, None if gamma is None else to_gamma.to(gamma.dtype), None, None
+        own = grad if tokens is None else grad.index_select(0, tokens)
+        if factors is not None:
+            own = own * factors
+        if gamma is None:
+            return grad, own.to(update.dtype), None, None, None
+        to_gamma = update.to(own.dtype, copy=True).mul_(own).sum(dim=0).to(gamma.dtype)
+        return grad, (own * gamma).to(update.dtype), to_gamma, None, None
 
 
 class LayerScale(nn.Module):

@@ -1,7 +1,7 @@
 """The two networks: a backbone with its heads, once as student and once as teacher."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -47,11 +47,10 @@ class Projection:
 
     bottleneck: Float[Tensor, "tokens dim"]
     prototypes: Float[Tensor, "prototypes dim"]
-    narrow: Float[Tensor, "prototypes dim"]  # the same in the type of the bottleneck
 
     def scores(self, rows: slice = slice(None)) -> Float[Tensor, "tokens prototypes"]:
         """The products, in the type that the head computes in."""
-        return self.bottleneck[rows] @ self.narrow.T
+        return self.bottleneck[rows] @ self.prototypes.to(self.bottleneck.dtype).T
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class Branch(nn.Module):
             return Projections(cls=cls, patches=patches, dino=dino, ibot=None)
         tokens = patches.flatten(0, 1)[masked]
         if self.ibot_head is None:
-            ibot = replace(dino, bottleneck=self.dino_head.bottleneck(tokens))
+            ibot = Projection(self.dino_head.bottleneck(tokens), dino.prototypes)
         else:
             ibot = project(self.ibot_head, tokens)
         return Projections(cls=cls, patches=patches, dino=dino, ibot=ibot)
@@ -124,10 +123,8 @@ class Branch(nn.Module):
 def project(head: DINOHead, tokens: Float[Tensor, "tokens dim"]) -> Projection:
     """The head up to the scores. Where sharded weights leave the forward they are copied, for they vanish."""
     directions = head.prototypes.directions()
-    if directions is head.prototypes.weight and world() > 1:
-        directions = directions.clone()
-    bottleneck = head.bottleneck(tokens)
-    return Projection(bottleneck, directions, directions.to(bottleneck.dtype))
+    free = directions is head.prototypes.weight and world() > 1
+    return Projection(head.bottleneck(tokens), directions.clone() if free else directions)
 
 
 class Headless(Branch):
@@ -150,7 +147,7 @@ class Headless(Branch):
         """The vectors of all crops; there is nothing that they are compared with."""
         features = self.backbone.forward_packed(list(crops), generator=generator)
         cls = torch.cat([group["x_norm_clstoken"] for group in features])
-        return Projections(cls=cls, patches=cls[:0, None], dino=Projection(*[cls[:0]] * 3), ibot=None)
+        return Projections(cls=cls, patches=cls[:0, None], dino=Projection(cls[:0], cls[:0]), ibot=None)
 
 
 def whole_backbone(branch: Branch) -> Backbone:

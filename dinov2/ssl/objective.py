@@ -116,14 +116,7 @@ def merged(outcomes: Sequence[Outcome]) -> Outcome:
 def _dino(seen: Exchange) -> Float[Tensor, ""]:
     own = seen.student.dino
     config = seen.config
-    return dino(
-        own.bottleneck,
-        own.prototypes,
-        seen.dino,
-        chunk=config.chunk,
-        fused=config.fused,
-        narrow=own.narrow,
-    )
+    return dino(own.bottleneck, own.prototypes, seen.dino, chunk=config.chunk, fused=config.fused)
 
 
 def _ibot(seen: Exchange) -> Float[Tensor, ""]:
@@ -137,7 +130,6 @@ def _ibot(seen: Exchange) -> Float[Tensor, ""]:
         seen.global_crops,
         chunk=seen.config.chunk,
         fused=seen.config.fused,
-        narrow=own.narrow,
     )
 
 
