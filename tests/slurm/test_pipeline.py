@@ -189,11 +189,11 @@ def test_on_this_machine_without_slurm(tmp_path: Path, cluster: Cluster) -> None
 
 
 def test_what_submits_evaluations_is_one_process_and_hands_on_what_they_ask_for(tmp_path: Path) -> None:
-    given = (
-        "pool=p seeds=s holdout=h recipe=laptop train_recipe=small_gpu highres_recipe=highres_518 classes=c"
-    )
-    values = dict(word.split("=") for word in f"{given} export_every=9 size=98 nodes=4 gpus=8".split())
-    nodes = read_pipeline(ROOT / "configs/pipelines/whole.yaml", {**values, "output": str(tmp_path)})
+    given = {"pool": "p", "seeds": "s", "holdout": "h", "classes": "c", "size": "98"}
+    recipes = {"recipe": "laptop", "train_recipe": "small_gpu", "highres_recipe": "highres_518"}
+    machines = {"nodes": "4", "gpus": "8", "export_every": "9"}
+    values = {**given, **recipes, **machines, "output": str(tmp_path)}
+    nodes = read_pipeline(ROOT / "configs/pipelines/whole.yaml", values)
     jobs = {node.name: plan_stage(node, tmp_path, ["slurm.partition=big"]) for node in nodes}
     assert (jobs["train"].config.nodes, jobs["train"].config.tasks) == (4, 8)
     assert (jobs["embed"].config.array, jobs["embed"].config.gpus_per_node) == (16, 0)
