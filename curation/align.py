@@ -32,12 +32,15 @@ from curation.looks import luma
 WORTH_MANY = 0.6  # correlation with one of the few crops from which the many are tried
 WORTH_COARSE = 0.73  # coarse correlation from which a crop is refined
 FINE = ((2, 0.3), (4, 0.4))  # rounds at 16 x 16, and correlation of the detail there from which it goes on
+FINEST = ((2, 0.4), (6, 0.0))  # likewise at 32 x 32
 NOISE = 1.5  # levels (of 255) of noise in a cell of a 32 x 32 thumbnail, from compression and resampling
 UNMOVED = 0.03  # boxes that differ from the whole by no more than this are no crops
 COVERED = 0.2  # power of the detail, of at most 1, from which it vouches for a crop
 BATCH = 512  # pairs at a time
 EVENLY = np.full(3, 1 / 3, np.float32)  # weights of red, green and blue
 PICTURES = 8  # whose crops are cut at a time: as much as the cache holds
+
+Steps = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def align(thumbs: NDArray[np.uint8], pairs: NDArray[np.int64]) -> Alignment:
     for ahead in (True, False):
         inner, outer = pairs.T if ahead else pairs.T[::-1]
         rows, at = _promising(middle, small, inner, outer)
-        found, at = _finished(fine, middle, inner[rows], outer[rows], at)
+        found, at, _ = _fitted(middle, fine, inner[rows], outer[rows], at, FINEST)
         better = found > detail[rows]
         rows = rows[better]
         detail[rows], box[rows], forward[rows] = found[better], at[better], ahead
@@ -98,25 +101,23 @@ def _level(thumbs: NDArray[np.uint8], pairs: NDArray[np.int64]) -> Array:
 def _promising(middle: Array, small: Array, inner: Rows, outer: Rows) -> tuple[Rows, Array]:
     """Pairs in which the inner picture may lie in the outer one, and the likeliest box of each."""
     rows, box = _coarse(small, inner, outer)
-    for rounds, least in FINE:
-        fit = np.zeros(len(rows), np.float32)
-        for part in in_batches(np.arange(len(rows))):
-            target, picture = small[inner[rows[part]]], middle[outer[rows[part]]]
-            box[part] = refine(target, picture, box[part], rounds=rounds)
-            fit[part] = detail_of(target, warp(picture, box[part], 16), box[part])
-        rows, box = rows[fit >= least], box[fit >= least]
-    return rows, box
+    _, box, stays = _fitted(small, middle, inner[rows], outer[rows], box, FINE)
+    return rows[stays], box[stays]
 
 
-def _finished(fine: Array, middle: Array, inner: Rows, outer: Rows, box: Array) -> tuple[Array, Array]:
-    """Correlation of the detail of aligned pairs, and their final boxes."""
-    detail = np.zeros(len(box), np.float32)
-    box = box.copy()
-    for rows in in_batches(np.arange(len(box))):
-        target, picture = middle[inner[rows]], fine[outer[rows]]
-        box[rows] = refine(target, picture, box[rows], rounds=8)
-        detail[rows] = detail_of(target, warp(picture, box[rows], 32), box[rows])
-    return detail, box
+def _fitted(
+    targets: Array, pictures: Array, inner: Rows, outer: Rows, box: Array, steps: Steps
+) -> tuple[Array, Array, Rows]:
+    """Correlation of the detail of pairs and their boxes, as far as each went; and who passed every step."""
+    detail, box = np.zeros(len(box), np.float32), box.copy()
+    stays = np.arange(len(box))
+    for rounds, least in steps:
+        for rows in in_batches(stays):
+            target, picture = targets[inner[rows]], pictures[outer[rows]]
+            box[rows] = refine(target, picture, box[rows], rounds=rounds)
+            detail[rows] = detail_of(target, warp(picture, box[rows], target.shape[1]), box[rows])
+        stays = stays[detail[stays] >= least]
+    return detail, box, stays
 
 
 def _coarse(small: Array, inner: Rows, outer: Rows) -> tuple[Rows, Array]:

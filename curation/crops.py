@@ -92,6 +92,8 @@ def refine(target: Array, outer: Array, box: Array, *, rounds: int) -> Array:
         outer: [n, size, size].
         box: [n, 4], near the answer by about a cell.
     """
+    if not len(box):
+        return box
     cells = target.shape[1]
     target = _flat_normal(target)
     middle = (np.arange(cells, dtype=np.float32) + np.float32(0.5)) / cells

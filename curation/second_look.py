@@ -6,7 +6,7 @@ of it (`curation.align`). The angle is found in three steps, each finer and on f
 
 Recoloured: where hues were exchanged, the luma of a copy is no function of the luma of its original, but it
 may still be a mixture of its colours. The mixture whose detail comes nearest is fitted (least squares, three
-weights for 900 cells), and takes the place of the luma.
+weights for 196 cells, then for 900), and takes the place of the luma.
 """
 
 import numpy as np
@@ -20,7 +20,9 @@ ANGLES = np.array([-12, -8, -4, 4, 8, 12], np.float32)  # degrees
 WORTH_MANY = 0.75  # correlation at 8 x 8 with one of a few crops from which the many are tried at all angles
 WORTH_TURNING = 0.8  # correlation at 8 x 8 and the best angle, from which it is looked for finely
 WORTH_FINE = 0.45  # correlation of the detail at 16 x 16, from which it is looked for at 32 x 32
-CELLS = 30 * 30  # that have neighbours on all sides, of 32 x 32
+EARLY, LATE = 3, 5  # rounds of moving a box at three angles, and more at the best of them
+WORTH_ROUNDS = 0.25  # correlation of the detail after the early rounds, from which the late ones follow
+WORTH_MIXING = 0.3  # that of a mixture of colours at 16 x 16, from which one is looked for at 32 x 32
 RIDGE = 0.05  # of the power of the colours' detail, so that nearly grey pictures get no wild weights
 
 
@@ -104,27 +106,34 @@ def _turned_until_it_fits(
     for step in (-1, 0, 1):
         tried = angle + np.float32(step * 32 / cells)
         target = halved(tilted(inner, tried, tall))
-        at = refine(target, outer, box, rounds=8)
+        at = refine(target, outer, box, rounds=EARLY)
         tries.append((detail_of(target, warp(outer, at, cells), at), tried, at))
     fits, angles, found = (np.stack(each) for each in zip(*tries, strict=True))
     best, rows = fits.argmax(axis=0), np.arange(len(angle))
-    return fits[best, rows], angles[best, rows], found[best, rows]
+    fit, angle, box = fits[best, rows], angles[best, rows], found[best, rows]
+    near = np.flatnonzero(fit >= WORTH_ROUNDS)
+    target = halved(tilted(inner[near], angle[near], tall[near]))
+    box[near] = refine(target, outer[near], box[near], rounds=LATE)
+    fit[near] = detail_of(target, warp(outer[near], box[near], cells), box[near])
+    return fit, angle, box
 
 
 def _recoloured(thumbs: NDArray[np.uint8], pairs: Rows) -> Array:
     colours = np.stack([halved(thumbs[..., colour].astype(np.float32)) for colour in range(3)], axis=1)
+    small = halved(colours.reshape(-1, 32, 32)).reshape(-1, 3, 16, 16)
     found = np.zeros(len(pairs), np.float32)
-    for rows in in_batches(np.arange(len(pairs))):
-        for one, other in (pairs[rows].T, pairs[rows].T[::-1]):
-            found[rows] = np.maximum(found[rows], _recoloured_batch(colours[one], colours[other]))
+    for one, other in (pairs.T, pairs.T[::-1]):
+        for rows in in_batches(np.arange(len(pairs))):
+            likely = rows[_mixed(small[one[rows]], small[other[rows]]) >= WORTH_MIXING]
+            found[likely] = np.maximum(found[likely], _mixed(colours[one[likely]], colours[other[likely]]))
     return found
 
 
-def _recoloured_batch(target: Array, colours: Array) -> Array:
-    """[n] detail that the luma of [n, 3, 32, 32] targets shares with the nearest mixture of other colours."""
-    wanted = np.tensordot(target, LUMA, (1, 0))
-    detail = high(colours.reshape(-1, *colours.shape[2:]), 3).reshape(-1, 3, CELLS)
-    goal = high(wanted, 3).reshape(-1, CELLS, 1)
+def _mixed(target: Array, colours: Array) -> Array:
+    """[n] detail that the luma of [n, 3, side, side] targets shares with the nearest mixture of colours."""
+    wanted, cells = np.tensordot(target, LUMA, (1, 0)), (target.shape[-1] - 2) ** 2
+    detail = high(colours.reshape(-1, *colours.shape[2:]), 3).reshape(-1, 3, cells)
+    goal = high(wanted, 3).reshape(-1, cells, 1)
     square = detail @ detail.transpose(0, 2, 1)
     power = np.trace(square, axis1=1, axis2=2)[:, None, None] / 3 + np.float32(1e-3)
     weights = np.linalg.solve(square + RIDGE * power * np.eye(3, dtype=np.float32), detail @ goal)[..., 0]

@@ -240,6 +240,14 @@ def dedup(scale: float, data: Path) -> Rows:
         return measured(Path(name), _curate, os.environ.get("IMAGEDEDUP"))
 
 
+def report(scale: float, data: Path) -> Rows:
+    """A hundred thousand pictures, and what the report makes of them; REPORT=FOLDER keeps all of it."""
+    from tests.benchmarks.large_report import measured
+
+    with tempfile.TemporaryDirectory() as name:
+        return measured(Path(os.environ.get("REPORT", name)), data, int(100_000 * scale), _curate)
+
+
 def _planted(folder: Path, data: Path, scale: float) -> int:
     from tests.benchmarks.copies import plant
 
@@ -266,7 +274,7 @@ def _curate(folder: Path, *words: str) -> dict[str, float]:
 
 BENCHMARKS: dict[str, Callable[[float, Path], Rows]] = {
     each.__name__: each
-    for each in (graph, components, ivf, windows, kmeans, hierarchy, ingest, copies, dedup)
+    for each in (graph, components, ivf, windows, kmeans, hierarchy, ingest, copies, dedup, report)
 }
 
 
