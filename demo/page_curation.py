@@ -9,7 +9,7 @@ from dinov2.pages import Card, Page
 SHOWN = 6  # pairs of each kind in a gallery
 STAGES = {
     "ingest": "cannot be read, or hold nothing to see",
-    "duplicates": "copies of a picture that stays",
+    "duplicates": "lost to a copy that stays",
     "holdout": "like a test picture, or a copy of one that is",
     "retrieval": "not among the nearest to any seed",
     "budget": "over the budget",

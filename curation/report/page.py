@@ -30,7 +30,7 @@ NAMES = {
     "takedown": "taken out by hand",
     "ingest": "unreadable, too small, blank or extreme",
     "filters": "over a classifier's limit",
-    "duplicates": "copies of a picture that stays",
+    "duplicates": "lost to a copy that stays",
     "holdout": "near a holdout picture",
     "retrieval": "asked for by no seed",
     "budget": "over the budget",
