@@ -7,7 +7,7 @@
 #   make test-slurm           the longer tests on a real SLURM, which the tests install (as root) and start
 #   make bench [PEER=PYTHON]  training step, data and start against a plain form, and lightly-train where PEER has it,
 #                             to docs/benchmarks/speed.md
-#   make bench-curation       speed and recall of curation's engines, to docs/benchmarks/curation.md; half an hour
+#   make bench-curation       speed and recall of curation's engines, to docs/benchmarks/curation.md; an hour
 #   make bench-evals          speed and memory of evaluation's, to docs/benchmarks/evals.md; a few minutes
 #   make bench-training       our training against lightly-train's DINOv2, to docs/benchmarks/training.json; DATA= a
 #                             folder with train/ and val/, LIGHTLY= the Python of an environment with lightly-train

@@ -113,11 +113,17 @@ def _fitted(
     stays = np.arange(len(box))
     for rounds, least in steps:
         for rows in in_batches(stays):
-            target, picture = targets[inner[rows]], pictures[outer[rows]]
-            box[rows] = refine(target, picture, box[rows], rounds=rounds)
-            detail[rows] = detail_of(target, warp(picture, box[rows], target.shape[1]), box[rows])
+            detail[rows], box[rows] = moved(
+                targets[inner[rows]], pictures[outer[rows]], box[rows], rounds=rounds
+            )
         stays = stays[detail[stays] >= least]
     return detail, box, stays
+
+
+def moved(target: Array, outer: Array, box: Array, *, rounds: int) -> tuple[Array, Array]:
+    """[n] correlation of the detail after some rounds of `refine`, and the boxes then."""
+    box = refine(target, outer, box, rounds=rounds)
+    return detail_of(target, warp(outer, box, target.shape[1]), box), box
 
 
 def _coarse(small: Array, inner: Rows, outer: Rows) -> tuple[Rows, Array]:

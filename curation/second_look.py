@@ -12,8 +12,8 @@ weights for 196 cells, then for 900), and takes the place of the luma.
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.align import best_crops, detail_of, high, in_batches
-from curation.crops import FEW, MANY, WHOLE, Array, Crops, Rows, halved, refine, warp
+from curation.align import best_crops, detail_of, high, in_batches, moved
+from curation.crops import FEW, MANY, WHOLE, Array, Crops, Rows, halved
 from curation.looks import LUMA, luma
 
 ANGLES = np.array([-12, -8, -4, 4, 8, 12], np.float32)  # degrees
@@ -106,15 +106,14 @@ def _turned_until_it_fits(
     for step in (-1, 0, 1):
         tried = angle + np.float32(step * 32 / cells)
         target = halved(tilted(inner, tried, tall))
-        at = refine(target, outer, box, rounds=EARLY)
-        tries.append((detail_of(target, warp(outer, at, cells), at), tried, at))
+        fit, at = moved(target, outer, box, rounds=EARLY)
+        tries.append((fit, tried, at))
     fits, angles, found = (np.stack(each) for each in zip(*tries, strict=True))
     best, rows = fits.argmax(axis=0), np.arange(len(angle))
     fit, angle, box = fits[best, rows], angles[best, rows], found[best, rows]
     near = np.flatnonzero(fit >= WORTH_ROUNDS)
     target = halved(tilted(inner[near], angle[near], tall[near]))
-    box[near] = refine(target, outer[near], box[near], rounds=LATE)
-    fit[near] = detail_of(target, warp(outer[near], box[near], cells), box[near])
+    fit[near], box[near] = moved(target, outer[near], box[near], rounds=LATE)
     return fit, angle, box
 
 

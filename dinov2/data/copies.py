@@ -18,8 +18,8 @@ def _again(image: Picture, quality: int) -> Picture:
     return Image.open(file).convert("RGB")
 
 
-def _crop(image: Picture, draw: Random, low: float, high: float) -> Picture:
-    """A window of this share of the area."""
+def window(image: Picture, draw: Random, low: float, high: float) -> Picture:
+    """A window anywhere in the picture, of `low` to `high` of its area."""
     side = float(np.sqrt(draw.uniform(low, high)))
     wide, tall = (max(16, round(length * side)) for length in image.size)
     left, top = (
@@ -72,8 +72,8 @@ KINDS: dict[str, Callable[[Picture, Random], Picture]] = {
     "JPEG 60 to 90": lambda image, draw: _again(image, int(draw.integers(60, 91))),
     "JPEG 30 to 59": lambda image, draw: _again(image, int(draw.integers(30, 60))),
     "resize": lambda image, draw: ImageOps.scale(image, draw.uniform(0.3, 1.6)),
-    "crop 70 to 90%": lambda image, draw: _crop(image, draw, 0.7, 0.9),
-    "crop 50 to 70%": lambda image, draw: _crop(image, draw, 0.5, 0.7),
+    "crop 70 to 90%": lambda image, draw: window(image, draw, 0.7, 0.9),
+    "crop 50 to 70%": lambda image, draw: window(image, draw, 0.5, 0.7),
     "colour": _colour,
     "blur": lambda image, draw: image.filter(ImageFilter.GaussianBlur(draw.uniform(1, 3))),
     "noise": _noise,

@@ -4,21 +4,23 @@ The pool is made of windows of real photographs: of each so many that the number
 and of 20 to 100% of the area, some mirrored. Many overlap, so that every gallery has more than it can show.
 """
 
-import io
 import re
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from dinov2.data.copies import QUALITY, window
 from dinov2.data.decode import decode
 from dinov2.data.sources import open_source
+from tests.dinov2.data.packing import packed
+from tests.pictures import encoded
 
 Rows = list[tuple[str, str]]
 LARGEST = 20e6  # bytes that the page may have
@@ -30,32 +32,17 @@ def make_windows(folder: Path, data: Path, count: int) -> None:
     draw = np.random.default_rng(0)
     sources = [open_source(f"{data}/imagenette112.tar/train"), open_source(f"{data}/messy_pool.tar/clothing")]
     rows = [(source, row) for source in sources for row in range(len(source))]
-    each, made = -(-count // len(rows)), 0
+    each, names = -(-count // len(rows)), (f"{number:06d}.jpg" for number in range(count))
     folder.mkdir(parents=True)
     for shard in range(0, len(rows), 1000):
-        with tarfile.open(folder / f"{shard // 1000:02d}.tar", "w") as tar:
-            for source, row in rows[shard : shard + 1000]:
-                picture = decode(source.read(row), at_least=224)
-                for _ in range(min(each, count - made)):
-                    info = tarfile.TarInfo(f"{made:06d}.jpg")
-                    file = _window(picture, draw)
-                    info.size = file.getbuffer().nbytes
-                    tar.addfile(info, file)
-                    made += 1
-
-
-def _window(picture: Image.Image, draw: np.random.Generator) -> io.BytesIO:
-    side = np.sqrt(draw.uniform(0.2, 1))
-    wide, tall = (max(32, round(length * side)) for length in picture.size)
-    left, top = (
-        int(draw.integers(max(1, length - part + 1)))
-        for length, part in zip(picture.size, (wide, tall), strict=True)
-    )
-    window = picture.crop((left, top, min(left + wide, picture.width), min(top + tall, picture.height)))
-    file = io.BytesIO()
-    (ImageOps.mirror(window) if draw.random() < 0.2 else window).save(file, "JPEG", quality=88)
-    file.seek(0)
-    return file
+        files = {}
+        for source, row in rows[shard : shard + 1000]:
+            picture = decode(source.read(row), at_least=224)
+            for name in islice(names, each):
+                part = window(picture, draw, 0.2, 1)
+                part = ImageOps.mirror(part) if draw.random() < 0.2 else part
+                files[name] = encoded(part, "jpg", quality=QUALITY)
+        packed(folder / f"{shard // 1000:02d}.tar", files)
 
 
 def measured(folder: Path, data: Path, count: int, curate: Callable[..., dict[str, float]]) -> Rows:
