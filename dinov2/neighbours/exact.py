@@ -1,8 +1,10 @@
 """Exact nearest neighbours by inner product.
 
-The base is read in tiles and never held whole in float32, so it may be a memory map of fp16 rows. Both
-backends find the same neighbours: each only proposes a short list, whose similarities are then computed again
-in float64. A query whose last places are uncertain within float32's rounding is searched in float64.
+The base is read in tiles and never held whole in float32, so it may be a memory map of fp16 rows. All ways
+find the same neighbours: each only proposes a short list, whose similarities are then computed again in
+float64. From a large base a CPU that multiplies bfloat16 proposes in that, whose products take a half to a
+third of the time. A query whose last places are uncertain within bfloat16's rounding is searched in float32,
+and one whose last places are uncertain within float32's in float64.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,14 +18,15 @@ from torch import Tensor
 
 from dinov2.neighbours import keys
 from dinov2.neighbours.rows import Rows, take, tile
+from dinov2.neighbours.shortlist import BLOCK, ShortList, Wanted
 
 Found = tuple[Float[Tensor, "queries k"], Int[Tensor, "queries k"]]
 
-Propose = Callable[["_ShortList", Tensor, Tensor, int, Tensor | None], None]
+Propose = Callable[[ShortList, Tensor, Tensor, int, Tensor | None], None]
 
-SLACK = 16  # neighbours proposed beyond k, so that rounding seldom leaves the last places uncertain
 TILES = 8  # of queries, that a tile of the base is read for
-BLOCK = 64  # similarities whose maximum is looked at before each is
+COARSE_FROM = 2**15  # rows of the base, from which bfloat16 saves more than it costs
+COARSE_FAILS = 0.25  # share of queries that it leaves uncertain, above which it saves nothing
 
 
 @torch.no_grad()
@@ -71,15 +74,27 @@ def nearest(
     index = torch.empty(len(queries), k, dtype=torch.int64, device=device)
     if index.numel() == 0:
         return similarity, index
-    search = _Search(base, device, backend, k, memory_gb, least, min(always, k))
-    rounding = _rounding(queries, base, search.columns, device)
+    search = _Search(queries, base, device, backend, k, memory_gb, least, min(always, k))
     with _full_precision():
-        for start in range(0, len(queries), search.rows):
-            some = tile(queries, start, search.rows, device)
-            own = torch.arange(len(some), device=device) + first + start if exclude_self else None
-            part = slice(start, start + len(some))
-            similarity[part], index[part] = search.settled(some, own, rounding)
+        for part in search.parts():
+            some = tile(queries, part.start, part.stop - part.start, device)
+            own = torch.arange(len(some), device=device) + first + part.start if exclude_self else None
+            similarity[part], index[part] = search.settled(some, own)
     return similarity, index
+
+
+@dataclass(frozen=True)
+class _Products:
+    """Inner products of one type.
+
+    Attributes:
+        error: a bound on how far one is from the true product.
+        slack: neighbours proposed beyond k, so that such errors seldom leave the last places uncertain.
+    """
+
+    dtype: torch.dtype
+    error: float
+    slack: int
 
 
 class _Search:
@@ -87,6 +102,7 @@ class _Search:
 
     def __init__(
         self,
+        queries: Rows,
         base: Rows,
         device: torch.device,
         backend: str,
@@ -96,42 +112,65 @@ class _Search:
         always: int = 0,
     ) -> None:
         self.base, self.device, self.k, self.least, self.always = base, device, k, least, always
+        self.queries = len(queries)
         self.propose = self._by_faiss if _backend(backend) == "faiss" else self._by_product
         # Of the memory: at worst every similarity of a tile is a candidate, with its two coordinates.
         budget = int(memory_gb * 2**30)
         self.tall, self.columns = (1024, 4096) if device.type == "cpu" else (8192, 16384)
-        while self.tall * self.columns * 48 > budget and self.columns > BLOCK:
+        while self.tall * self.columns * 50 > budget and self.columns > BLOCK:
             self.tall, self.columns = max(1, self.tall // 2), self.columns // 2
-        self._buffer = torch.empty(self.tall * self.columns, device=device)
+        self._buffers: dict[torch.dtype, Tensor] = {}
+        coarse = backend != "faiss" and len(base) >= COARSE_FROM and _multiplies_bfloat16(device)
+        self.types = list(_types(queries, base, self.columns, device, coarse))
         # Several tiles of queries meet each tile of the base: reading that takes a tenth of one product.
-        a_query = 4 * base.shape[1] + 24 * (k + SLACK)
+        a_query = 6 * base.shape[1] + 24 * (k + self.types[0].slack)
         self.rows = self.tall * max(1, min(TILES, budget // (8 * a_query * self.tall)))
         self.settled_pairs = max(1, min(2**18, budget // 32) // base.shape[1])  # near the cache
 
-    def settled(self, queries: Tensor, own: Tensor | None, rounding: float) -> Found:
-        """The neighbours of these queries: proposed in float32, decided in float64."""
-        size = self.k + SLACK
-        wanted = _Wanted(size, torch.inf)
-        if self.least > -torch.inf:
-            wanted = _Wanted(self.always, self.least - rounding, rounding)
-        proposed = self._scan(queries, own, size, self.propose, wanted)
+    def parts(self) -> Iterator[slice]:
+        """Queries to be searched at a time: few at first, which show whether bfloat16 is of use."""
+        start, rows = 0, self.tall if len(self.types) > 1 else self.rows
+        while start < self.queries:
+            yield slice(start, min(start + rows, self.queries))
+            start, rows = start + rows, self.rows
+
+    def settled(self, queries: Tensor, own: Tensor | None) -> Found:
+        """The neighbours of these queries: proposed by the fastest type, decided in float64."""
         similarity = queries.new_full((len(queries), self.k), -torch.inf)
         index = torch.full(similarity.shape, -1, device=self.device)
-        worth = proposed.value >= wanted.cut(proposed.value[:, wanted.last])[:, None]
-        for rows, wide in self._alike(worth.sum(1)):
-            found = ranked(queries[rows], self.base, proposed.column[rows, :wide], self.k)
-            similarity[rows, : found[0].shape[1]], index[rows, : found[0].shape[1]] = found
-        # What was not proposed is at most as similar as the last that was, but for rounding.
-        last = proposed.value[:, -1]
-        uncertain = (worth[:, -1] & (similarity[:, -1] <= last + rounding)).nonzero()[:, 0]
-        if len(uncertain):
-            own = None if own is None else own[uncertain]
-            double, every = queries[uncertain].double(), _Wanted(self.k, torch.inf)
-            exact = self._scan(double, own, self.k, self._by_product, every)
-            similarity[uncertain], index[uncertain] = exact.value, exact.column
+        unsure = torch.arange(len(queries), device=self.device)
+        for products in list(self.types):
+            *found, sure = self._by(products, queries[unsure], None if own is None else own[unsure])
+            similarity[unsure], index[unsure] = found
+            unsure = unsure[~sure]
+            if len(unsure) > COARSE_FAILS * len(queries) and products.dtype == torch.bfloat16:
+                self.types.remove(products)
+        if len(unsure):
+            own = None if own is None else own[unsure]
+            every = Wanted(self.k, torch.inf)
+            exact = self._scan(queries[unsure].double(), own, self.k, self._by_product, every)
+            similarity[unsure], index[unsure] = exact.value, exact.column
         left_out = similarity < self.least
         left_out[:, : self.always] = False
         return similarity.masked_fill_(left_out, -torch.inf), index.masked_fill_(left_out, -1)
+
+    def _by(self, products: _Products, queries: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Similarity and index [queries, k] of what these products propose; whether none can be missing."""
+        # Two products may both be wrong, in opposite directions.
+        wanted = Wanted(self.k, torch.inf, 2 * products.error)
+        if self.least > -torch.inf:
+            wanted = Wanted(self.always, self.least - 2 * products.error, 2 * products.error)
+        size = self.k + products.slack
+        proposed = self._scan(queries.to(products.dtype), own, size, self.propose, wanted)
+        similarity = queries.new_full((len(queries), self.k), -torch.inf)
+        index = torch.full(similarity.shape, -1, device=self.device)
+        value, column = proposed.value, proposed.column
+        worth = value >= wanted.cut(value[:, wanted.last])[:, None]
+        for rows, wide in self._alike(worth.sum(1)):
+            found = ranked(queries[rows], self.base, column[rows, :wide], self.k)
+            similarity[rows, : found[0].shape[1]], index[rows, : found[0].shape[1]] = found
+        # What was not proposed is at most as similar as the last that was, but for its error.
+        return similarity, index, ~worth[:, -1] | (similarity[:, -1] > value[:, -1] + products.error)
 
     def _alike(self, counts: Tensor) -> Iterator[tuple[Tensor, int]]:
         """Queries of which about as many are to be ranked, as many as the cache holds at a time; how many."""
@@ -144,32 +183,35 @@ class _Search:
             start = stop
 
     def _scan(
-        self, queries: Tensor, own: Tensor | None, size: int, propose: Propose, wanted: "_Wanted"
-    ) -> "_ShortList":
-        best = _ShortList.empty(len(queries), size, self.device, wanted)
+        self, queries: Tensor, own: Tensor | None, size: int, propose: Propose, wanted: Wanted
+    ) -> ShortList:
+        best = ShortList.empty(len(queries), size, self.device, wanted)
         for first in range(0, len(self.base), self.columns):
-            base = tile(self.base, first, self.columns, self.device)
+            base = tile(self.base, first, self.columns, self.device).to(queries.dtype)
             for start in range(0, len(queries), self.tall):
                 part = slice(start, start + self.tall)
                 propose(best.part(part), queries[part], base, first, None if own is None else own[part])
         return best
 
     def _by_product(
-        self, best: "_ShortList", queries: Tensor, base: Tensor, first: int, own: Tensor | None
+        self, best: ShortList, queries: Tensor, base: Tensor, first: int, own: Tensor | None
     ) -> None:
-        if queries.dtype == torch.float32:
-            # One buffer for all tiles: the system takes longer to give fresh memory than to fill it.
-            out = self._buffer[: len(queries) * len(base)].view(len(queries), len(base))
-            similarity = torch.mm(queries, base.T, out=out)
-        else:
-            similarity = (queries @ base.to(queries.dtype).T).float()
+        similarity = torch.mm(queries, base.T, out=self._buffer(queries.dtype, len(queries), len(base)))
+        if queries.dtype != torch.float32:
+            similarity = self._buffer(torch.float32, len(queries), len(base)).copy_(similarity)
         if own is not None:
             inside = ((own >= first) & (own < first + len(base))).nonzero()[:, 0]
             similarity[inside, own[inside] - first] = -torch.inf
         best.offer(similarity, first)
 
+    def _buffer(self, dtype: torch.dtype, rows: int, columns: int) -> Tensor:
+        # One for all tiles: the system takes longer to give fresh memory than to fill it.
+        if dtype not in self._buffers:
+            self._buffers[dtype] = torch.empty(self.tall * self.columns, dtype=dtype, device=self.device)
+        return self._buffers[dtype][: rows * columns].view(rows, columns)
+
     @staticmethod
-    def _by_faiss(best: "_ShortList", queries: Tensor, base: Tensor, first: int, own: Tensor | None) -> None:
+    def _by_faiss(best: ShortList, queries: Tensor, base: Tensor, first: int, own: Tensor | None) -> None:
         import faiss
 
         size = min(best.size + (own is not None), len(base))
@@ -194,133 +236,48 @@ def ranked(queries: Tensor, base: Rows, column: Tensor, k: int) -> Found:
     return keys.value_of(key), keys.column_of(key)
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What a list has to hold: values of at least `least`, and the first `always`, but for rounding."""
-
-    always: int
-    least: float
-    rounding: float = 0.0
-
-    @property
-    def last(self) -> int:
-        """The place of the last that is always wanted."""
-        return max(0, self.always - 1)
-
-    def cut(self, last: Float[Tensor, "queries"]) -> Float[Tensor, "queries"]:
-        """Under which nothing is wanted, where at least this value is at the place `last`."""
-        if not self.always:
-            return torch.full_like(last, self.least)
-        return (last - self.rounding).clamp(max=self.least)
-
-
-class _ShortList:
-    """For each query the `size` best columns offered so far that are wanted, the best first, as `keys`."""
-
-    def __init__(self, key: Int[Tensor, "queries size"], wanted: _Wanted) -> None:
-        self.key, self.size, self.wanted = key, key.shape[1], wanted
-
-    @classmethod
-    def empty(cls, queries: int, size: int, device: torch.device, wanted: _Wanted) -> "_ShortList":
-        return cls(_empty(queries, size, device), wanted)
-
-    @property
-    def value(self) -> Float[Tensor, "queries size"]:
-        return keys.value_of(self.key)
-
-    @property
-    def column(self) -> Int[Tensor, "queries size"]:
-        return keys.column_of(self.key)
-
-    def part(self, queries: slice) -> "_ShortList":
-        """The lists of these queries: what is offered to the part is in the whole."""
-        return _ShortList(self.key[queries], self.wanted)
-
-    def offer(self, similarity: Float[Tensor, "queries columns"], first: int) -> None:
-        """Offer a whole tile whose first column is `first` of the base.
-
-        A full top-k over every tile would cost as much as the products. Few columns beat what is already
-        there, so the maximum of each block is compared first, and only blocks that may matter are opened.
-        """
-        last, always = keys.value_of(self.key[:, self.wanted.last]), self.wanted.last + 1
-        threshold = keys.value_of(self.key[:, -1]).maximum(self.wanted.cut(last))
-        width, unfilled = similarity.shape[1], bool(torch.isneginf(threshold).any())
-        # A power of two divides most tiles, which then need not be copied to be padded. While lists are not
-        # full there have to be more blocks than places.
-        block = BLOCK if 4 * BLOCK * self.size < first else BLOCK // 2
-        if unfilled:
-            block = min(block, 1 << max(0, (width // (2 * always)).bit_length() - 1))
-        if width % block:
-            similarity = torch.nn.functional.pad(similarity, (0, block - width % block), value=-torch.inf)
-        blocks = similarity.view(len(similarity), -1, block)
-        highest = blocks.amax(2)
-        if unfilled and highest.shape[1] >= always:
-            # As many blocks as are wanted reach this value, so what is below it can not stay.
-            least = self.wanted.cut(highest.topk(always, dim=1).values[:, -1])
-            threshold = threshold.maximum(least.nextafter(least.new_tensor(-torch.inf)))
-        which = (highest > threshold[:, None]).flatten().nonzero()[:, 0]
-        row = which // highest.shape[1]
-        opened = blocks.flatten(0, 1).index_select(0, which)
-        place = (opened > threshold[row, None]).flatten().nonzero()[:, 0]
-        inner = place // block
-        row = row[inner]
-        column = which[inner] * block + place % block - row * similarity.shape[1] + first
-        self._insert(row, column, opened.flatten()[place])
-
-    def merge(self, rows: Tensor, column: Tensor, value: Tensor) -> None:
-        """Offer lists of columns for some rows: column and value [len(rows), any]."""
-        self._merge(rows, keys.pack(value, column))
-
-    def _merge(self, rows: Tensor, key: Tensor) -> None:
-        self.key[rows] = keys.sort(torch.cat([self.key[rows], key], dim=1))[:, : self.size]
-
-    def _insert(self, row: Tensor, column: Tensor, value: Tensor) -> None:
-        """Offer single columns, in ascending order of their rows."""
-        key = keys.pack(value, column)
-        counts = torch.bincount(row, minlength=len(self.value))
-        slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-        few = counts <= self.size
-        # Apart, because a list is as wide as its longest: neighbours of one class often lie together.
-        for group in (few & (counts > 0), ~few):
-            rows = group.nonzero()[:, 0]
-            if len(rows) == 0:
-                continue
-            mine = group[row]
-            place = (group.cumsum(0) - 1)[row[mine]], slot[mine]
-            width = int(counts[rows].max())
-            listed = _empty(len(rows), width, row.device)
-            listed[place] = key[mine]
-            self._merge(rows, listed)
-
-
-def _empty(queries: int, places: int, device: torch.device) -> Int[Tensor, "queries places"]:
-    """Keys that any column is better than."""
-    nothing = keys.pack(torch.tensor(-torch.inf), torch.tensor(keys.NONE))
-    return torch.full((queries, places), int(nothing), dtype=torch.int64, device=device)
-
-
 def _backend(name: str) -> str:
     if name not in ("auto", "torch", "faiss"):
         raise ValueError(f"backend={name!r}: choose from auto, faiss, torch")
     return "torch" if name == "auto" else name
 
 
-def _rounding(queries: Rows, base: Rows, step: int, device: torch.device) -> float:
-    """Bound on the error of a float32 inner product of any query with any row of the base.
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a CPU has instructions for that, without which it takes longer than float32."""
+    has = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
-    dim units of rounding times the norms (Higham, Accuracy and Stability of Numerical Algorithms, sec. 3.1);
-    twice, because both what was proposed and what was not are that uncertain.
+
+def _types(queries: Rows, base: Rows, step: int, device: torch.device, coarse: bool) -> Iterator[_Products]:
+    """The types to propose by, the fastest first, with bounds on the error of any product of these rows.
+
+    A sum of dim products is wrong by at most dim units of rounding times the norms (Higham, Accuracy and
+    Stability of Numerical Algorithms, sec. 3.1). bfloat16 also rounds both factors, by how much is measured,
+    and the result.
     """
-    largest = _largest_norm(queries, step, device, "queries") * _largest_norm(base, step, device, "base")
-    return 2 * (queries.shape[1] + 2) * 2.0**-24 * largest
+    left, left_lost = _largest(queries, step, device, "queries", coarse)
+    right, right_lost = _largest(base, step, device, "base", coarse)
+    summed = (queries.shape[1] + 4) * 2.0**-24  # with the roundings of what it is compared with
+    if coarse:
+        lost = left_lost * right + (left + left_lost) * right_lost
+        yield _Products(
+            torch.bfloat16, lost + (summed + 2.0**-8) * (left * right + lost) + 2.0**-100, slack=64
+        )
+    yield _Products(torch.float32, summed * left * right, slack=16)
 
 
-def _largest_norm(rows: Rows, step: int, device: torch.device, name: str) -> float:
-    norms = [tile(rows, start, step, device).norm(dim=1).max() for start in range(0, len(rows), step)]
+def _largest(rows: Rows, step: int, device: torch.device, name: str, coarse: bool) -> tuple[float, float]:
+    """The largest norm of a row, and, if asked, of what bfloat16 leaves out of one."""
+    norms, lost = [], []
+    for start in range(0, len(rows), step):
+        some = tile(rows, start, step, device)
+        norms.append(some.norm(dim=1).max())
+        if coarse:
+            lost.append((some - some.bfloat16()).norm(dim=1).max())
     largest = float(torch.stack(norms).max())
     if not np.isfinite(largest):
         raise ValueError(f"a row of the {name} holds NaN or infinity")
-    return largest
+    return largest, float(torch.stack(lost).max()) if coarse else 0.0
 
 
 @contextmanager

@@ -8,15 +8,18 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
-from dinov2.neighbours import keys, knn_classify, nearest
+from dinov2.neighbours import exact, keys, knn_classify, nearest
 
-BACKENDS = ["torch", "faiss"]
+BACKENDS = ["torch", pytest.param("torch", id="bfloat16"), "faiss"]
 
 
 @pytest.fixture(autouse=True)
-def installed(request: pytest.FixtureRequest) -> None:
+def as_named(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "faiss" in request.node.name:
         pytest.importorskip("faiss", reason="neither faiss-cpu nor faiss-gpu is installed")
+    if "bfloat16" in request.node.name:  # also for few rows, and where it has to be emulated
+        monkeypatch.setattr(exact, "COARSE_FROM", 0)
+        monkeypatch.setattr(exact, "_multiplies_bfloat16", lambda device: True)
 
 
 def by_sorting(queries, base, k, exclude_self=False):
@@ -75,6 +78,42 @@ def test_those_that_are_near_enough_are_found_and_the_first_always(backend, alwa
         wanted[:, :always] = True
         assert np.array_equal(index, np.where(wanted, order, -1))
         assert np.array_equal(similarity, np.where(wanted, expected, -np.inf))
+
+
+def test_what_bfloat16_leaves_uncertain_is_searched_in_float32_and_float64(monkeypatch):
+    """Three kinds of rows: far apart, as near as bfloat16 cannot tell, and as near as float32 cannot."""
+    generator = torch.Generator().manual_seed(5)
+    apart, centre = torch.randn(2000, 32, generator=generator), torch.randn(2, 1, 32, generator=generator)
+    near = centre + torch.randn(2, 300, 32, generator=generator) * torch.tensor([3e-2, 1e-8])[:, None, None]
+    base = normalize(torch.cat([apart, near.flatten(0, 1)]), dim=1)
+    searched, scan = {}, exact._Search._scan
+
+    def counted(self, queries, *rest):
+        searched[queries.dtype] = searched.get(queries.dtype, 0) + len(queries)
+        return scan(self, queries, *rest)
+
+    monkeypatch.setattr(exact._Search, "_scan", counted)
+    similarity, index = nearest(base, base, 20, exclude_self=True)
+    expected, order = by_sorting(base, base, 20, exclude_self=True)
+    assert np.array_equal(index, order)
+    assert np.array_equal(similarity, expected)
+    assert searched[torch.bfloat16] == 2600
+    assert 300 <= searched[torch.float64] < 600 <= searched[torch.float32] < 900
+
+
+def test_rows_that_bfloat16_rounds_down_throughout_are_found():
+    """The worst case of its bound: all of a factor's entries are rounded down, and so is their product."""
+    step, dim = 2.0**-7, 256  # from one number to the next
+
+    def mixed(share: float, more: float) -> torch.Tensor:
+        return torch.where(torch.arange(dim) < share * dim, 1 + step, 1.0) + more
+
+    down = 0.499 * step
+    best, good, poor = mixed(0.485, down), mixed(0.77, 0), mixed(0, 0)
+    base = torch.stack([good] * 5 + [poor] * 100 + [best] * 5)
+    assert best.bfloat16() @ torch.ones(dim).bfloat16() == poor.bfloat16() @ torch.ones(dim).bfloat16()
+    _, index = nearest(mixed(0, down)[None], base, 5)
+    assert index.tolist() == [list(range(105, 110))]
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "by class"])
