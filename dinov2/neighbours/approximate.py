@@ -23,7 +23,7 @@ from dinov2.files import read_json, write_bytes, write_json
 from dinov2.neighbours.exact import Found, nearest, ranked
 from dinov2.neighbours.rows import Rows, Selected, tile
 
-EXACT_UP_TO = 10**12  # pairs of a query and a row of the base; an hour of two cores at 256 dimensions
+EXACT_UP_TO = 10**12  # pairs of a query and a row of the base; at most an hour of two cores at 256 dimensions
 MEASURED_AT = 10  # recall is of the ten nearest, the row itself left out
 SAMPLE = 1000  # queries that it is measured on: half of them choose how many lists to probe
 TRAINED_ON = 100  # rows for each list

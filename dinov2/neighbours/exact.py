@@ -244,7 +244,7 @@ def _backend(name: str) -> str:
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether a CPU has instructions for that, without which it takes longer than float32."""
-    has = torch.cpu.get_capabilities()
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # some torch before 2.13 may not tell
     return device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
