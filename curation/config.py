@@ -186,7 +186,9 @@ class SemDeDupConfig:
 class DuplicatesConfig(NearConfig):
     enabled: bool = True  # off: every readable picture stays
     method: str = "components"  # "components" of near pairs (DINOv2), or "semdedup"
-    keep: str = "largest"  # who stays: the "largest" in pixels, the "first" by uri, the "most_central"
+    keep: str = (
+        "largest"  # who stays: the "largest" in pixels, then bytes, the "first" by uri, the "most_central"
+    )
     chains: str = "whole"  # "whole": one of a component stays; "direct": also who has no edge to it
     split: int | None = None  # larger components are cut at their weakest edges into ones of at most so many
     semdedup: SemDeDupConfig = section(SemDeDupConfig)

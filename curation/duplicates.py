@@ -1,8 +1,8 @@
 """Stage 3: copies inside the pool, found exactly and nearly; of each group one stays.
 
 DINOv2 (app. A): a k-NN graph, edges above a threshold, connected components, one picture kept of each.
-Before that come pictures with equal bytes or equal pixels. Who stays is a setting; equals by it, the lowest
-id. Or SemDeDup (`curation.semdedup`), whose own ranking says who stays.
+Before that come pictures with equal bytes or equal pixels, which count as one. Who stays is a setting; equals
+by it, the lowest id. Or SemDeDup (`curation.semdedup`), whose own ranking says who stays.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,9 @@ def run(run: Run) -> dict[str, Any]:
     run.write_edges("duplicate", a, b, similarity)
 
     counted = np.concatenate([np.ones(len(exact), bool), counts])
-    groups = Groups.of(len(pool), pairs[counted], similarity[counted])
+    kind = np.arange(len(pool))
+    kind[exact[:, 1]] = exact[:, 0]
+    groups = Groups.of(kind, pairs[counted], similarity[counted])
     if settings.split is not None:
         groups = groups.split(settings.split)
     if settings.method == "semdedup":
@@ -91,17 +93,18 @@ def _ranked(exact: Rows, near: Rows, cosine: Similarity) -> tuple[Rows, Rows, Si
 
 def _rank(run: Run, pool: Pictures, groups: "Groups", keep: str) -> Rows:
     """[n] who stays of a component: the highest. What was named `as_is` comes before all others."""
-    if keep == "largest":
-        value = pool.table["width"].to_numpy().astype(np.int64) * pool.table["height"].to_numpy()
+    if keep == "largest":  # of equals the one with more bytes, which is the less compressed
+        pixels = pool.table["width"].to_numpy().astype(np.int64) * pool.table["height"].to_numpy()
+        value = np.stack([pixels, pool.table["bytes"].to_numpy()], axis=1)
     elif keep == "first":
         table = run.sets["pool"].table
         place = pc.index_in(pool.ids, value_set=table["id"].combine_chunks())
         names = pa.table({"source": table["source"].cast(pa.string()), "uri": table["uri"]})
         order = pc.sort_indices(names, [("source", "ascending"), ("uri", "ascending")]).to_numpy()
         value = -np.argsort(order)[place.to_numpy()]
-    else:  # the sum of the likeness to its neighbours; rounded, so that sums in another order are the same
-        value = np.round(np.asarray(groups.graph().sum(axis=1)).ravel(), 4)
-    _, rank = np.unique(value, return_inverse=True)
+    else:
+        value = groups.likeness_to_others()
+    _, rank = np.unique(value, axis=0, return_inverse=True)
     return rank + len(rank) * run.as_is(pool.ids)
 
 
@@ -124,16 +127,25 @@ class Groups:
     """Connected components of n pictures by the edges that count."""
 
     component: Rows  # [n]
+    kind: (
+        Rows  # [n] the first row of those with equal bytes or pixels; only this one has edges to other kinds
+    )
     pairs: Rows
     similarity: Similarity
 
     @classmethod
-    def of(cls, count: int, pairs: Rows, similarity: Similarity) -> "Groups":
-        found = Components(count)
+    def of(cls, kind: Rows, pairs: Rows, similarity: Similarity) -> "Groups":
+        found = Components(len(kind))
         found.join(pairs[:, 0], pairs[:, 1])
         lowest = found.labels()
-        number = np.cumsum(lowest == np.arange(count)) - 1
-        return cls(number[lowest], pairs, similarity)
+        number = np.cumsum(lowest == np.arange(len(kind))) - 1
+        return cls(number[lowest], kind, pairs, similarity)
+
+    def likeness_to_others(self) -> NDArray[np.float64]:
+        """[n] sum of the likeness to near pictures of other kinds: how central each is."""
+        near = _symmetric(*self._near(), len(self.kind))
+        # Rounded, so that sums in another order are the same.
+        return np.asarray(near.sum(axis=1), np.float64).ravel().round(4)[self.kind]
 
     def losers(self, rank: NDArray[np.int64], *, direct: bool) -> tuple[Rows, Rows, Similarity]:
         """Who is dropped, whom it lost to, how alike they are. The highest rank stays, then the first row.
@@ -141,8 +153,8 @@ class Groups:
         Without an edge between the two, the likeness is that of the weakest edge on the strongest path.
 
         Args:
-            rank: [n], larger is better. direct: a picture goes only if it has an edge to one that stays;
-            so chains of near pictures lose less.
+            rank: [n], larger is better. direct: a picture goes only if it, or one with equal pixels, has an
+            edge to one that stays; so chains of near pictures lose less.
         """
         winner = self._direct_winners(rank) if direct else self._component_winners(rank)
         lost = np.flatnonzero(winner != np.arange(len(winner)))
@@ -155,30 +167,33 @@ class Groups:
         return best[self.component]
 
     def _direct_winners(self, rank: NDArray[np.int64]) -> Rows:
-        """Best first, each picture stays unless it has an edge to one that stays; it loses to the likest."""
-        graph = self.graph()
-        winner = np.arange(len(rank), dtype=np.int64)
+        """Best first, each kind stays unless it has an edge to one that stays; it loses to the likest."""
+        best = np.empty(len(rank), np.int64)  # of each kind
+        worst_first = np.lexsort((-np.arange(len(rank)), rank))
+        best[self.kind[worst_first]] = worst_first  # the last one written is the best
+        graph, winner = _symmetric(*self._near(), len(rank)), self.kind.copy()
         stays = np.zeros(len(rank), bool)
-        members = np.unique(self.pairs)
-        for row in members[np.lexsort((members, -rank[members]))].tolist():
+        kinds = np.unique(self.kind[self.pairs])
+        for row in kinds[np.lexsort((best[kinds], -rank[best[kinds]]))].tolist():
             span = slice(graph.indptr[row], graph.indptr[row + 1])
             near, likeness = graph.indices[span], graph.data[span] * stays[graph.indices[span]]
             if likeness.any():
                 winner[row] = near[np.lexsort((near, -likeness))[0]]
             else:
                 stays[row] = True
-        return winner
+        return best[winner[self.kind]]
 
     def _likeness(self, winner: Rows) -> Similarity:
         """[n] likeness to the winner: of their edge, else of the weakest on the strongest path to it."""
-        found = np.ones(len(winner), np.float32)
-        if not len(self.pairs):
+        pairs, similarity = self._near()
+        found, goal = np.ones(len(winner), np.float32), self.kind[winner]
+        if not len(pairs):
             return found
-        members, local = np.unique(self.pairs, return_inverse=True)
+        members, local = np.unique(pairs, return_inverse=True)
         count, ends = len(members), local.reshape(-1, 2).T  # those alone need no tree
-        graph = sparse.csr_matrix((2 - self.similarity.astype(np.float64), ends), shape=(count, count))
+        graph = sparse.csr_matrix((2 - similarity.astype(np.float64), ends), shape=(count, count))
         tree = csgraph.minimum_spanning_tree(graph).tocoo()  # weights are 1 to 2
-        roots = np.flatnonzero(winner[members] == members)
+        roots = np.flatnonzero(goal[members] == members)
         # One search from a node beside all, tied to every root, walks all trees at once.
         edges = (np.append(tree.row, np.full(len(roots), count)), np.append(tree.col, roots))
         joined = sparse.csr_matrix(
@@ -188,21 +203,22 @@ class Groups:
         rows, likeness = order[1:], np.ones(count + 1)
         likeness[rows] = 2 - np.asarray((joined + joined.T)[before[rows], rows]).ravel()
         found[members] = _weakest(likeness, before)[:count]
-        direct = winner[self.pairs] == self.pairs[:, ::-1]
+        direct = goal[pairs] == pairs[:, ::-1]
         for side in (0, 1):
             mine = direct[:, side]
-            found[self.pairs[mine, side]] = self.similarity[mine]
-        return found
+            found[pairs[mine, side]] = similarity[mine]
+        return found[self.kind]
 
     def split(self, most: int) -> "Groups":
-        """Components of more than `most` pictures cut into smaller ones.
+        """Components of more than `most` pictures, equal ones counted once, cut into smaller ones.
 
         Their edges join from the likest down, as in single linkage; one that would make a group of more than
         `most` does not count, nor does any other between two such groups.
         """
-        large = np.bincount(self.component)[self.component] > most
+        kinds = self.kind == np.arange(len(self.kind))
+        large = np.bincount(self.component, kinds)[self.component] > most
         rows = np.flatnonzero(large[self.pairs[:, 0]])
-        parent, size = np.arange(len(large)), np.ones(len(large), np.int64)
+        parent, size = self.kind.copy(), np.ones(len(large), np.int64)
 
         def root(row: int) -> int:
             while parent[row] != row:
@@ -218,11 +234,11 @@ class Groups:
         members = np.flatnonzero(large)
         group[members] = [root(row) for row in members.tolist()]
         inside = group[self.pairs[:, 0]] == group[self.pairs[:, 1]]
-        return Groups.of(len(large), self.pairs[inside], self.similarity[inside])
+        return Groups.of(self.kind, self.pairs[inside], self.similarity[inside])
 
     def diameters(self) -> Rows:
         """[components] edges between the two farthest members; of large ones a lower bound (two sweeps)."""
-        graph = self.graph(np.ones_like(self.similarity))
+        graph = _symmetric(self.pairs, np.ones_like(self.similarity), len(self.component))
         order = np.argsort(self.component, kind="stable")
         bounds = np.searchsorted(self.component[order], np.arange(self.component.max(initial=-1) + 2))
         found = np.minimum(np.diff(bounds) - 1, 1)  # alone 0, two 1
@@ -236,12 +252,16 @@ class Groups:
             found[number] = int(hops.max())
         return found
 
-    def graph(self, weights: Similarity | None = None) -> sparse.csr_matrix:
-        """[n, n] symmetric, with the likeness, or these weights, of each edge."""
-        weights = self.similarity if weights is None else weights
-        count = len(self.component)
-        both = np.concatenate([self.pairs, self.pairs[:, ::-1]])
-        return sparse.csr_matrix((np.concatenate([weights, weights]), both.T), shape=(count, count))
+    def _near(self) -> tuple[Rows, Similarity]:
+        """The pairs of two kinds."""
+        near = self.kind[self.pairs[:, 0]] != self.kind[self.pairs[:, 1]]
+        return self.pairs[near], self.similarity[near]
+
+
+def _symmetric(pairs: Rows, weights: Similarity, count: int) -> sparse.csr_matrix:
+    """[count, count] with the weight of each pair in both places."""
+    both = np.concatenate([pairs, pairs[:, ::-1]])
+    return sparse.csr_matrix((np.concatenate([weights, weights]), both.T), shape=(count, count))
 
 
 def _weakest(likeness: NDArray[np.float64], before: NDArray[np.integer]) -> NDArray[np.float64]:

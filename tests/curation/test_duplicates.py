@@ -123,7 +123,7 @@ def test_pictures_with_nothing_in_common_are_not_alike_however_they_are_turned()
 def test_chains_whole_and_direct() -> None:
     # 0 - 1 - 2 - 3 in a row; 3 is the largest picture, 0 the smallest
     pairs = np.array([[0, 1], [1, 2], [2, 3]])
-    groups = Groups.of(5, pairs, np.array([0.9, 0.8, 0.95], np.float32))
+    groups = Groups.of(np.arange(5), pairs, np.array([0.9, 0.8, 0.95], np.float32))
     rank = np.array([1, 2, 3, 4, 9])
     lost, winner, how = groups.losers(rank, direct=False)
     assert lost.tolist() == [0, 1, 2]
@@ -133,6 +133,20 @@ def test_chains_whole_and_direct() -> None:
     assert lost.tolist() == [0, 2]  # 1 has no edge to 3, and stays; 0 loses to 1
     assert winner.tolist() == [1, 3]
     assert np.allclose(how, [0.9, 0.95])
+
+
+def test_pictures_with_equal_pixels_count_as_one() -> None:
+    # 0, 1 and 2 are equal, so are 3 and 4, and 5 and 6; a chain 0 - 3 - 5 joins the three kinds
+    kind, exact = np.array([0, 0, 0, 3, 3, 5, 5]), [[0, 1], [0, 2], [3, 4], [5, 6]]
+    pairs = np.array([*exact, [0, 3], [3, 5]])
+    groups = Groups.of(kind, pairs, np.array([1, 1, 1, 1, 0.8, 0.9], np.float32))
+    lost, winner, how = groups.losers(np.array([1, 9, 2, 5, 4, 6, 7]), direct=True)
+    assert lost.tolist() == [0, 2, 3, 4, 5]  # 1 and 6 stay: there is no edge between their kinds
+    assert winner.tolist() == [1, 1, 6, 6, 6]
+    assert np.allclose(how, [1, 1, 0.9, 0.9, 1])
+    assert groups.likeness_to_others().tolist() == pytest.approx([0.8] * 3 + [1.7] * 2 + [0.9] * 2)
+    assert groups.split(3).component.tolist() == [0] * 7  # of three kinds
+    assert groups.split(2).component.tolist() == [0, 0, 0, 1, 1, 1, 1]
 
 
 def test_losers_are_as_like_as_the_weakest_edge_on_the_strongest_path() -> None:
@@ -145,9 +159,20 @@ def test_losers_are_as_like_as_the_weakest_edge_on_the_strongest_path() -> None:
     edge = widest.copy()
     for middle in range(120):  # Floyd and Warshall, of the widest path
         widest = np.maximum(widest, np.minimum(widest[:, middle, None], widest[None, middle]))
-    lost, winner, how = Groups.of(120, pairs, similarity).losers(draw.integers(9, size=120), direct=False)
+    lost, winner, how = Groups.of(np.arange(120), pairs, similarity).losers(
+        draw.integers(9, size=120), direct=False
+    )
     assert len(lost) > 60
     assert np.array_equal(how, np.where(edge[lost, winner] > 0, edge[lost, winner], widest[lost, winner]))
+
+
+def test_of_equally_large_pictures_the_one_with_more_bytes_stays(tmp_path: Path) -> None:
+    image = another(2, 2)
+    for quality in (40, 70, 95):  # whichever of them has the lowest id
+        image.save(tmp_path / f"{quality}.jpg", quality=quality)
+    image.save(tmp_path / "lossless.png")
+    out = curate(f"pool={tmp_path}", f"output={tmp_path}/out")
+    assert [uri for uri, row in decisions(out).items() if row["kept"]] == ["lossless.png"]
 
 
 def test_exact_copies_count_as_largest_then_first(tmp_path: Path) -> None:
@@ -190,7 +215,7 @@ def test_a_giant_component_is_cut_at_its_weakest_edges() -> None:
     # two rings of four, joined by a weak edge; and a pair
     pairs = np.array([[0, 1], [1, 2], [2, 3], [0, 3], [4, 5], [5, 6], [6, 7], [4, 7], [3, 4], [8, 9]])
     similarity = np.array([0.9] * 8 + [0.8, 0.76], np.float32)
-    groups = Groups.of(10, pairs, similarity)
+    groups = Groups.of(np.arange(10), pairs, similarity)
     sizes = np.bincount(groups.component)
     assert sorted(zip(sizes.tolist(), groups.diameters().tolist(), strict=True)) == [(2, 1), (8, 5)]
     assert np.bincount(groups.split(8).component).tolist() == sizes.tolist()
