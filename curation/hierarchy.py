@@ -4,6 +4,8 @@ Pictures are clustered; then the centroids are, as if each were one picture; and
 pool has many centroids on the first level, but each counts once on the next, so that the levels' clusters
 come nearer to an even cover of what there is. Resampling goes further in the same direction on each level:
 only the few members nearest to each centroid take part in the next fit, then all are assigned again.
+
+In a torchrun job every rank brings its own rows, and a share of the centroids to the levels above.
 """
 
 from collections.abc import Sequence
@@ -16,13 +18,14 @@ from numpy.typing import NDArray
 from curation.kmeans import assign, kmeans
 from dinov2.neighbours import Rows as Vectors
 from dinov2.neighbours.rows import Selected
+from dinov2.parallel import all_gather_objects, rank, world
 
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """Clusters of n pictures on L levels, the finest first."""
+    """Clusters of n pictures (in a torchrun job: of this rank's) on L levels, the finest first."""
 
     levels: list[Rows]  # L arrays [n]: the cluster of each picture on that level
     distance: NDArray[np.float32]  # [n] Euclidean, to the centroid of the finest level
@@ -54,22 +57,34 @@ def hierarchical(
     levels: list[Rows] = []
     centroids: list[NDArray[np.float32]] = []
     distance = np.zeros(0, np.float32)
-    below: Vectors = rows
+    mine: Vectors = rows
+    settings = {"rounds": rounds, "memory_gib": memory_gib}
     for level, count in enumerate(counts):
-        settings = {"rounds": rounds, "memory_gib": memory_gib}
-        found = kmeans(below, min(count, len(below)), seed=_seed(seed, level, 0), **settings)
+        found = kmeans(mine, count, seed=_seed(seed, level, 0), **settings)
         where, apart, middles = found.cluster, found.distance, found.centroids
         for again in range(1, resamplings + 1):
-            core = closest(where, apart, nearest)
-            refit = kmeans(Selected(below, core), len(middles), seed=_seed(seed, level, again), **settings)
+            core = _closest_of_all(where, apart, nearest)
+            refit = kmeans(Selected(mine, core), len(middles), seed=_seed(seed, level, again), **settings)
             middles = refit.centroids
-            where, apart = assign(below, middles, memory_gib=memory_gib)
+            where, apart = assign(mine, middles, memory_gib=memory_gib)
         if level == 0:
             distance = apart
-        levels.append(where if level == 0 else where[levels[-1]])
+            levels.append(where)
+        else:
+            levels.append(np.concatenate(all_gather_objects(where))[levels[-1]])
         centroids.append(middles)
-        below = middles
+        mine = np.array_split(middles, world())[rank()]
     return Hierarchy(levels, distance, centroids)
+
+
+def _closest_of_all(cluster: Rows, distance: NDArray[np.float32], count: int) -> Rows:
+    """This rank's rows among the `count` of all ranks nearest to their cluster's centroid, rising."""
+    mine = closest(cluster, distance, count)
+    every = all_gather_objects((cluster[mine], distance[mine]))
+    clusters, distances = (np.concatenate(part) for part in zip(*every, strict=True))
+    chosen = closest(clusters, distances, count)
+    chosen -= sum(len(part) for part, _ in every[: rank()])
+    return mine[chosen[(chosen >= 0) & (chosen < len(mine))]]
 
 
 def closest(cluster: Rows, distance: NDArray[np.float32], count: int) -> Rows:

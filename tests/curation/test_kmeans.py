@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
+from curation.hierarchy import Hierarchy, hierarchical
 from curation.kmeans import Clustering, assign, kmeans
 from tests.ranks import on_ranks
 
@@ -92,6 +93,22 @@ def test_two_ranks_cluster_as_one(spherical):
     assert np.array_equal(np.concatenate([part.cluster for part in parts]), alone.cluster)
     assert np.allclose(parts[0].centroids, alone.centroids, atol=1e-6)
     assert np.array_equal(parts[1].sizes, alone.sizes)
+
+
+def levels_of_part(rows: np.ndarray, ranks: int, counts: list[int], resamplings: int) -> Hierarchy:
+    return hierarchical(half_of(rows, ranks), counts, seed=3, resamplings=resamplings)
+
+
+@pytest.mark.parametrize(("counts", "resamplings"), [([40, 8], 0), ([40, 8, 1], 2)])
+def test_two_ranks_find_the_levels_of_one(counts, resamplings):
+    rows = rows_of(3000)
+    alone = hierarchical(rows, counts, seed=3, resamplings=resamplings)
+    parts = on_ranks(2, levels_of_part, rows, 2, counts, resamplings)
+    for level, cluster in enumerate(alone.levels):
+        assert np.array_equal(np.concatenate([part.levels[level] for part in parts]), cluster)
+        assert np.allclose(parts[0].centroids[level], alone.centroids[level], atol=1e-5)
+        assert np.array_equal(parts[0].centroids[level], parts[1].centroids[level])
+    assert np.allclose(np.concatenate([part.distance for part in parts]), alone.distance, atol=1e-5)
 
 
 def test_more_clusters_than_different_rows():
