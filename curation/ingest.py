@@ -208,7 +208,11 @@ def before_of(run: Run, role: str) -> Path | None:
 
 
 class Known:
-    """By row of a source: what was ingested of the same picture, of the same size, before others came."""
+    """By row of a source: what was ingested of the same picture, of the same bytes, before others came.
+
+    A picture as large as before has the same bytes if its file has not been touched since, else if it has the
+    same SHA-256.
+    """
 
     def __init__(self, folder: Path, source: Source):
         old = _opened(folder)
@@ -216,10 +220,19 @@ class Known:
         sizes = source.table["size"].to_pylist()
         rows = ((row, old_row) for row, old_row in enumerate(place.to_pylist()) if old_row is not None)
         self._rows = {row: at for row, at in rows if sizes[row] == old.bytes[at] and old.place[at] >= 0}
-        self._old = old
+        self._source, self._old = source, old
 
     def __contains__(self, row: int) -> bool:
-        return row in self._rows
+        return row in self._rows and (not self._touched(row) or self._same(row))
+
+    def _touched(self, row: int) -> bool:
+        path = self._source.file(row)
+        # Not the time of modification, which copying may preserve.
+        return path is not None and path.stat().st_ctime > self._old.began
+
+    def _same(self, row: int) -> bool:
+        sha256 = self._old.ingested.table["sha256"][self._rows[row]].as_py()
+        return hashlib.sha256(self._source.read(row)).hexdigest() == sha256
 
     def __getitem__(self, row: int) -> tuple[dict[str, Any], NDArray[np.uint8], NDArray[np.float16] | None]:
         at = self._rows[row]
@@ -239,6 +252,7 @@ class _Old:
         self.ingested = Ingested.at(folder)
         table = self.ingested.table
         self.ids = table["id"].combine_chunks()
+        self.began = min(part.stat().st_mtime for part in self.ingested.parts)
         self.bytes = table["bytes"].to_pylist()
         readable = table["error"].is_null().to_numpy()
         self.place = np.where(readable, np.cumsum(readable) - 1, -1)

@@ -102,6 +102,11 @@ def _samples(piece: Piece, changed: list[dict[str, Any]]) -> Iterator[ShardSampl
     """Pictures as they go into the shard; what is then true of each is added to `changed`."""
     for row, record in enumerate(piece.table.to_pylist()):
         data = piece.source.read(row)
+        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+            raise UserError(
+                f"{record['uri']} in {record['source']} has other bytes than when it was decided on; "
+                "put them back, or curate into a new output folder"
+            )
         if piece.faces[row]:
             data, record = _without_faces(data, record, piece.faces[row], piece.max_pixels)
         changed.append({name: record[name] for name in CHANGED})

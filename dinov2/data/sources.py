@@ -83,6 +83,12 @@ class Source:
         except OSError as error:
             raise Unreadable(error.strerror or str(error)) from error
 
+    def file(self, row: int) -> Path | None:
+        """The file on this machine that a picture, or the tar with it, lies in; None where there is none."""
+        path, offset, uri = (self.table[name][row].as_py() for name in ("path", "offset", "uri"))
+        file = Path(path) if offset is not None else Path(path, on_disk(uri))
+        return file if file.is_file() else None
+
     def select(self, rows: Sequence[int] | np.ndarray | pa.Array) -> "Source":
         """The same source with these rows only, in this order."""
         indices = rows if isinstance(rows, pa.Array) else pa.array(np.asarray(rows, dtype=np.int64))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from curation import ingest
 from curation.config import RetrievalConfig, SetConfig
 from curation.retrieval import Pool, ask
 from dinov2.exits import UserError
@@ -57,7 +58,16 @@ def test_killed_while_it_decides_again_it_ends_with_the_same_bytes(pool: Path, t
 
 
 @pytest.mark.parametrize("backbone", ["descriptor", "timm:resnet10t"])
-def test_a_pool_that_grew_is_not_read_again(tmp_path: Path, backbone: str) -> None:
+def test_of_a_pool_that_grew_only_what_is_new_is_read(
+    tmp_path: Path, backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    one = ingest._ingest_one
+    monkeypatch.setattr(
+        ingest,
+        "_ingest_one",
+        lambda source, row, how: (read.append(source.ids[row]), one(source, row, how))[1],
+    )
     mine = tmp_path / "mine"
     class_folder(mine, classes=2, each=4, formats=("png",))
     words = [f"pool={mine}", f"output={tmp_path}/out", f"backbone={backbone}", "embed.size=64"]
@@ -69,11 +79,18 @@ def test_a_pool_that_grew_is_not_read_again(tmp_path: Path, backbone: str) -> No
     class_folder(mine, classes=1, each=2, first=20, formats=("png",))
     with pytest.raises(UserError, match="from_stage=ingest"):
         curate(*words)
-    path.write_bytes(bytes(len(whole)))  # nobody will look, since it is as long as it was
-    curate(*words, "from_stage=ingest", "stop_after=budget")
+    (mine / "class_0" / "001.png").touch()
+    path.write_bytes(bytes(len(whole)))  # as long as it was
+    read.clear()
+    curate(*words, "from_stage=ingest")
+    broken = decisions(out)
+    assert broken["class_0/000.png"]["error"]
+    new = {"class_0/000.png", "class_0/020.png", "class_0/021.png"}
+    assert sorted(read) == sorted(broken[name]["id"] for name in new)
     path.write_bytes(whole)
-    curate(*words)
-    assert len(decisions(out)) == 10
+    class_folder(mine, classes=1, each=1, first=30, formats=("png",))
+    curate(*words, "from_stage=ingest")
+    assert len(decisions(out)) == 11
     assert decisions(out)["class_0/000.png"]["error"] is None
     assert not (out / "stages.before").exists()
     now = np.load(out / "stages/embed/pool/00000.npy")
@@ -81,7 +98,18 @@ def test_a_pool_that_grew_is_not_read_again(tmp_path: Path, backbone: str) -> No
     assert np.array_equal(now[[ids.index(name) for name in old_ids]], old)
     shutil.rmtree(mine / "class_1")
     curate(*words, "from_stage=ingest")
-    assert len(decisions(out)) == 6
+    assert len(decisions(out)) == 7
+
+
+def test_a_picture_that_was_replaced_after_it_was_judged_is_not_written(tmp_path: Path) -> None:
+    class_folder(tmp_path / "mine", classes=1, each=3, formats=("bmp",))
+    words = [f"pool={tmp_path}/mine", f"output={tmp_path}/out"]
+    curate(*words, "stop_after=budget")
+    path = tmp_path / "mine/class_0/000.bmp"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 255]))  # one pixel
+    with pytest.raises(UserError, match=r"class_0/000\.bmp in mine has other bytes"):
+        curate(*words)
 
 
 def test_clusters_are_asked_for_by_enough_seeds_up_to_the_caps() -> None:
