@@ -223,7 +223,7 @@ def _scores(
     run: Run, name: str, pairs: Rows, view: Rows, again: NDArray[np.bool_], first: Stack, second: Pictures
 ) -> NDArray[np.float32]:
     """Scores of the alignment of pairs, in pieces that are done or not done."""
-    tall = second.tall[pairs[:, 1]]
+    tall, unknown = second.tall[pairs[:, 1]], np.full(len(pairs), np.nan, np.float32)
     folder = run.stage("calibrate") / name
     spans = [slice(at, at + PAIRS) for at in range(0, len(pairs), PAIRS)]
     pieces = [
@@ -232,6 +232,7 @@ def _scores(
             pairs[span],
             view[span],
             again[span],
+            unknown[span],
             first,
             second.thumbs,
             tall[span],

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
@@ -23,7 +24,7 @@ from curation.align import align
 from curation.config import BUILT_IN, NearConfig
 from curation.embed import Embedded, whitening_of
 from curation.ingest import Ingested, Stack
-from curation.run import Run
+from curation.run import BEFORE, Run
 from curation.search import Side, gathered, jobs, look_up, piece_of, prepare, search_pieces
 from curation.second_look import look_again
 from curation.views import OF_FIRST, Cropped, Turned, seen
@@ -80,6 +81,10 @@ class Candidates:
     view: Rows  # [p] curation.views
     cosine: NDArray[np.float32]
     hamming: NDArray[np.int64]  # of the closer of the two hashes
+
+    def looked_at_again(self, settings: NearConfig) -> NDArray[np.bool_]:
+        """[p] which are tried tilted and recoloured, where they do not fit as they are."""
+        return nearest_of(self.pairs, self.view, self.cosine, settings.tilted)
 
     def table(self) -> pa.Table:
         columns = {
@@ -139,7 +144,12 @@ def scores_of(run: Run, stage: str, candidates: Candidates, settings: NearConfig
     """The similarity of each candidate of a finished search."""
     if not settings.verify:
         return candidates.cosine
-    parts = sorted((run.stage(stage) / "aligned").glob("*.parquet"))
+    return aligned(run.stage(stage))
+
+
+def aligned(folder: Path) -> NDArray[np.float32]:
+    """The score of each candidate, from the pieces in which it was found."""
+    parts = sorted((folder / "aligned").glob("*.parquet"))
     return np.concatenate(
         [np.zeros(0, np.float32), *(parquet.read_table(part)["score"].to_numpy() for part in parts)]
     )
@@ -152,16 +162,15 @@ def _verify(
     step = min(PAIRS_PER_PIECE, max(LEAST_PAIRS, count // PIECES))
     spans = [slice(at, min(at + step, count)) for at in range(0, count, step)]
     paths = [run.stage(stage) / "aligned" / f"{number:05d}.parquet" for number in range(len(spans))]
-    what, again = (
-        f"{stage}: verify",
-        nearest_of(candidates.pairs, candidates.view, candidates.cosine, settings.tilted),
-    )
+    what, again = f"{stage}: verify", candidates.looked_at_again(settings)
+    known = _scores_before(run, stage, candidates, again, settings)
     pieces = [
         Piece(
             paths[number],
             candidates.pairs[spans[number]],
             candidates.view[spans[number]],
             again[spans[number]],
+            known[spans[number]],
             first.thumbs,
             second.thumbs,
             second.tall[candidates.pairs[spans[number], 1]],
@@ -192,6 +201,7 @@ class Piece:
     pairs: Rows
     view: Rows
     again: NDArray[np.bool_]  # [p] who is looked at again, where it does not fit
+    known: NDArray[np.float32]  # [p] scores from before other pictures came; NaN: none
     first: Stack
     second: Stack
     tall: NDArray[np.float32]  # [p] height over width of the second
@@ -199,13 +209,13 @@ class Piece:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def opened(self) -> tuple[NDArray[np.uint8], Rows]:
-        """Thumbnails in all views that are wanted, and the pairs as rows of these."""
+    def opened(self, those: Rows) -> tuple[NDArray[np.uint8], Rows]:
+        """Thumbnails in all views that are wanted of those pairs, and the pairs as rows of these."""
         thumbs, pairs = [], []
-        of_first = self.view >= OF_FIRST
-        views = (np.where(of_first, self.view - OF_FIRST, 0), np.where(of_first, 0, self.view))
+        view = self.view[those]
+        views = (np.where(view >= OF_FIRST, view - OF_FIRST, 0), np.where(view >= OF_FIRST, 0, view))
         start = 0
-        for stack, rows, view in zip((self.first, self.second), self.pairs.T, views, strict=True):
+        for stack, rows, view in zip((self.first, self.second), self.pairs[those].T, views, strict=True):
             both, place = np.unique(view * len(stack) + rows, return_inverse=True)
             in_view, rows_seen = np.divmod(both, len(stack))
             plain = stack.rows(rows_seen)
@@ -220,14 +230,52 @@ class Piece:
 
 def align_piece(piece: Piece) -> int:
     """Write the score of each pair; returns how many there are."""
-    thumbs, pairs = piece.opened()
-    found = align(thumbs, pairs)
-    again = np.flatnonzero(piece.again & (found.score < FITS))
-    score = found.score.copy()
-    score[again] = np.maximum(score[again], look_again(thumbs, pairs[again], piece.tall[again]))
-    table = {"score": score, "detail": found.detail, "level": found.level}
-    write_table(piece.path, pa.table({name: pa.array(np.round(values, 4)) for name, values in table.items()}))
+    score = piece.known.copy()
+    fresh = np.flatnonzero(np.isnan(score))
+    if len(fresh):
+        score[fresh] = _scored(piece, fresh)
+    write_table(piece.path, pa.table({"score": score}))
     return len(piece.pairs)
+
+
+def _scored(piece: Piece, those: Rows) -> NDArray[np.float32]:
+    thumbs, pairs = piece.opened(those)
+    score = align(thumbs, pairs).score.copy()
+    again = np.flatnonzero(piece.again[those] & (score < FITS))
+    score[again] = np.maximum(score[again], look_again(thumbs, pairs[again], piece.tall[those[again]]))
+    return np.round(score, 4)
+
+
+def _scores_before(
+    run: Run, stage: str, now: Candidates, again: NDArray[np.bool_], settings: NearConfig
+) -> NDArray[np.float32]:
+    """[p] the score of each candidate as it was before the sources changed; NaN where it has to be found."""
+    found = np.full(len(now.pairs), np.nan, np.float32)
+    folder = run.before(stage)
+    if folder is None or not (folder / "done.json").exists() or not (folder / "aligned").is_dir():
+        return found
+    old = Candidates.read(folder / "candidates.parquet")
+    second = "pool" if stage == "duplicates" else "holdout"
+    ends = [_rows_before(run, role) for role in ("pool", second)]
+    pairs = np.stack([rows[end] for rows, end in zip(ends, now.pairs.T, strict=True)], axis=1)
+    both = np.concatenate([np.column_stack([old.pairs, old.view]), np.column_stack([pairs, now.view])])
+    _, place = np.unique(both, axis=0, return_inverse=True)
+    row = np.full(place.max(initial=-1) + 1, -1)
+    row[place[: len(old.pairs)]] = np.arange(len(old.pairs))
+    row = row[place[len(old.pairs) :]]
+    # Who is looked at again depends on its neighbours, which may be others now.
+    same = (row >= 0) & (old.looked_at_again(settings)[row] == again)
+    found[same] = aligned(folder)[row[same]]
+    return found
+
+
+def _rows_before(run: Run, role: str) -> Rows:
+    """[n] the row that each picture had, with these bytes, before the sources changed; -1: none."""
+    now = Ingested(run, role).readable()
+    before = Ingested.at(run.folder / BEFORE / "ingest" / role).readable()
+    place = pc.index_in(now["id"].combine_chunks(), value_set=before["id"].combine_chunks())
+    same = pc.fill_null(pc.equal(before["sha256"].take(place), now["sha256"]), False)
+    return np.where(same.to_numpy(), pc.fill_null(place, -1).to_numpy(), -1).astype(np.int64)
 
 
 def _search(

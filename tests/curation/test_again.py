@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from curation import ingest
+from curation import ingest, near
 from curation.config import RetrievalConfig, SetConfig
 from curation.retrieval import Pool, ask
 from dinov2.exits import UserError
@@ -99,6 +99,37 @@ def test_of_a_pool_that_grew_only_what_is_new_is_read(
     shutil.rmtree(mine / "class_1")
     curate(*words, "from_stage=ingest")
     assert len(decisions(out)) == 7
+
+
+def test_of_a_pool_that_grew_only_new_pairs_are_laid_over_each_other(
+    pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown = tmp_path / "pool"
+    shutil.copytree(pool / "pool", grown)
+    more = [grown / "class_0/000.png", grown / "class_1/001.png"]
+    left_out = [path.rename(tmp_path / path.name) for path in more]
+    words = [f"pool={grown}", f"holdout={pool}/holdout"]
+    curate(*words, f"output={tmp_path}/again")
+    shutil.copytree(tmp_path / "again", tmp_path / "whole")
+    for path, old in zip(more, left_out, strict=True):
+        shutil.copy(old, path)
+    laid: list[int] = []
+    align = near.align
+    monkeypatch.setattr(
+        near, "align", lambda thumbs, pairs: (laid.append(len(pairs)), align(thumbs, pairs))[1]
+    )
+    counts = []
+    for name in ("again", "whole"):
+        if name == "whole":
+            monkeypatch.setattr(
+                near, "_scores_before", lambda run, stage, now, *_: np.full(len(now.pairs), np.nan)
+            )
+        laid.clear()
+        curate(*words, f"output={tmp_path}/{name}", "from_stage=ingest")
+        counts.append(sum(laid))
+    assert 0 < counts[0] < counts[1] / 2
+    for path in ("edges/duplicate.parquet", "decisions.parquet", "manifest.parquet"):
+        assert (tmp_path / "again" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes()
 
 
 def test_a_picture_that_was_replaced_after_it_was_judged_is_not_written(tmp_path: Path) -> None:
