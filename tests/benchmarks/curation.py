@@ -239,6 +239,14 @@ def dedup(scale: float, data: Path) -> Rows:
         return measured(Path(name), _curate, os.environ.get("IMAGEDEDUP"))
 
 
+def leaks(scale: float, data: Path) -> Rows:
+    """The LVD-style recipe: which of the copies of evaluation pictures hidden in its pool it drops."""
+    from tests.benchmarks.leaks import measured
+
+    with tempfile.TemporaryDirectory() as name:
+        return measured(Path(name), data, int(240 * scale), _run)
+
+
 def report(scale: float, data: Path) -> Rows:
     """A hundred thousand pictures, and what the report makes of them; REPORT=FOLDER keeps all of it."""
     from tests.benchmarks.large_report import measured
@@ -254,10 +262,14 @@ def _planted(folder: Path, data: Path, scale: float) -> int:
 
 
 def _curate(folder: Path, *words: str) -> dict[str, float]:
-    """Seconds of each stage of a run."""
+    return _run("laptop", f"pool={folder}/pool", f"output={folder}/out", *words)
+
+
+def _run(*words: str) -> dict[str, float]:
+    """Seconds of each stage of a run of these words."""
     start = time.perf_counter()
     said = subprocess.run(
-        [sys.executable, "-m", "curation", "laptop", f"pool={folder}/pool", f"output={folder}/out", *words],
+        [sys.executable, "-m", "curation", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -273,7 +285,7 @@ def _curate(folder: Path, *words: str) -> dict[str, float]:
 
 BENCHMARKS: dict[str, Callable[[float, Path], Rows]] = {
     each.__name__: each
-    for each in (graph, components, ivf, windows, kmeans, hierarchy, ingest, copies, dedup, report)
+    for each in (graph, components, ivf, windows, kmeans, hierarchy, ingest, copies, dedup, leaks, report)
 }
 
 
