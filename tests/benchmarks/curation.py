@@ -16,13 +16,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
+from threadpoolctl import threadpool_limits
 
 from tests.benchmarks.figures import ROOT, Rows, product_rate, run
+
+if TYPE_CHECKING:
+    from curation.descriptor import Whitening
 
 PAGE = ROOT / "docs" / "benchmarks" / "curation.md"
 
@@ -103,18 +110,37 @@ def windows(scale: float, data: Path) -> Rows:
     """The same on descriptors of windows of the demo's photographs."""
     from curation.descriptor import Whitening, describe
     from curation.synthetic import changes
+
+    count, draw = int(1_000_000 * scale), np.random.default_rng(0)
+    thumbs = _windows(0, min(count, 20_000))
+    raw = np.stack([describe(thumb) for thumb in thumbs])
+    white = Whitening.fit(raw, changes(thumbs[:400], raw[:400], draw), 256)
+    sizes = [min(10_000, count - at) for at in range(0, count, 10_000)]
+    with ProcessPoolExecutor() as processes:
+        parts = processes.map(partial(_described, white), range(1, 1 + len(sizes)), sizes)
+        rows = np.concatenate(list(parts))
+    return _approximate(rows, "descriptors of windows of photographs")
+
+
+def _windows(seed: int, count: int) -> np.ndarray:
+    """[count, 64, 64, 3] thumbnails of windows of photographs."""
     from demo.photographs import wanted_photographs
 
-    draw, thumbs = np.random.default_rng(0), []
+    draw, thumbs = np.random.default_rng([0, seed]), []
     pictures = [picture for picture in wanted_photographs().values() if min(picture.size) >= 128]
-    for _ in range(int(50_000 * scale)):
+    for _ in range(count):
         picture = pictures[draw.integers(len(pictures))]
         side = int(draw.integers(64, min(picture.size) + 1))
         left, top = (int(draw.integers(length - side + 1)) for length in picture.size)
         thumbs.append(np.asarray(picture.resize((64, 64), 2, box=(left, top, left + side, top + side))))
-    raw = np.stack([describe(thumb) for thumb in thumbs])
-    white = Whitening.fit(raw, changes(np.stack(thumbs[:400]), raw[:400], draw), 256)
-    return _approximate(white(raw).astype(np.float16), "descriptors of windows of photographs")
+    return np.stack(thumbs)
+
+
+def _described(white: "Whitening", seed: int, count: int) -> np.ndarray:
+    from curation.descriptor import describe
+
+    with threadpool_limits(1):
+        return white(np.stack([describe(thumb) for thumb in _windows(seed, count)])).astype(np.float16)
 
 
 def _approximate(rows: np.ndarray, what: str) -> Rows:
