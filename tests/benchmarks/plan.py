@@ -6,6 +6,7 @@ python -m tests.benchmarks.plan [pictures=1.2e9] [nodes=20] [cores=64]
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import log2
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,9 @@ class Costs:
 
     ingest: float = 1 / 410  # seconds a picture of 256 pixels (`ingest`)
     product: float = 97e9  # floating-point operations a second (`graph`)
-    code: float = 1 / 300e6  # seconds for each 4-bit PQ code of 64 that a query is compared with (`ivf`)
+    code: float = (
+        1 / 300e6
+    )  # seconds for each row in 64 codes of 4 bits that a query is compared with (`ivf`)
     ranked: float = 1e-6  # seconds for each stored row that a short list is ranked again by (`ivf`)
     look_up: float = 13e-6  # seconds a picture and hash, 700 look-ups (`curation.hashes`)
     candidate: float = 34e-9  # seconds each hash that a look-up finds (`curation.hashes`)
@@ -22,13 +25,13 @@ class Costs:
     edge: float = 38 / 200e6  # seconds an edge and picture for components (`components`)
     embed_gpu: float = 1 / 1500  # ASSUMED: seconds a picture of 288 pixels through a ResNet-50, one GPU
     picture: float = 100e3  # ASSUMED: bytes of an original
+    written: float = 1 / 200e6  # ASSUMED: seconds a byte that is read, checked and written again
 
 
 @dataclass(frozen=True)
 class Pool:
     pictures: float = 1.2e9
     dimension: int = 512  # of the copy-detection embedding
-    lists: int = 65_536
     probes: int = 64  # ASSUMED; the run measures the recall that it gives, and stops under the floor
     short: int = 96  # rows that a short list is ranked again by, for k = 64
     verified: float = 2.0  # ASSUMED: pairs a picture that are looked at again, those above a cosine of 0.5
@@ -36,6 +39,17 @@ class Pool:
     clusters: int = 100_000  # DINOv2 app. A
     rounds: int = 20
     wide: int = 1280  # dimensions of the retrieval embedding
+    holdout: float = 2e6  # ASSUMED: evaluation pictures
+    seeds: float = 15e6  # ASSUMED: about ImageNet-22k and some smaller sets
+    kept: float = 142e6  # DINOv2 app. A
+
+
+def neighbours(pool: Pool, costs: Costs, base: float) -> float:
+    """Core-seconds for one query's neighbours among so many rows, by IVF."""
+    lists = 2 ** round(log2(base) / 2)  # as search.index=auto has them
+    coarse = 2 * lists * pool.dimension / costs.product
+    looked_through = pool.probes * base / lists * costs.code * pool.dimension / 256
+    return coarse + looked_through + pool.short * costs.ranked
 
 
 def rows(pool: Pool, costs: Costs) -> Iterator[tuple[str, float, float, str, str]]:
@@ -44,11 +58,9 @@ def rows(pool: Pool, costs: Costs) -> Iterator[tuple[str, float, float, str, str
     thumbs, raw = 64 * 64 * 3 * n, 2 * 508 * n
     yield "ingest", n * costs.ingest, thumbs + raw + 300 * n, "shard=i/n", "measured on 1,600"
     yield "embed (GPU-hours)", n * costs.embed_gpu, 2 * pool.dimension * n, "shard=i/n", "assumed"
-    scanned = pool.probes * n / pool.lists
-    query = scanned * costs.code + pool.short * costs.ranked + 2 * pool.lists * pool.dimension / costs.product
     yield (
         "duplicates: neighbours",
-        n * query,
+        n * neighbours(pool, costs, n),
         n * (pool.dimension // 8 + 8),
         "shard=i/n",
         "inferred from 1M x 256",
@@ -69,8 +81,14 @@ def rows(pool: Pool, costs: Costs) -> Iterator[tuple[str, float, float, str, str
     )
     joined = (pool.edges + n) / 2 * costs.edge
     yield "duplicates: components", joined, 12 * pool.edges, "one process", "inferred from 200M edges"
+    both_ways = n * neighbours(pool, costs, pool.holdout) + pool.holdout * neighbours(pool, costs, n)
+    yield "holdout: neighbours", both_ways, 0, "shard=i/n", "inferred, sets assumed"
     a_round = 2 * n * pool.clusters * pool.wide / costs.product
     yield "k-means", pool.rounds * a_round, 2 * pool.wide * n, "ranks", "inferred from a product's rate"
+    asked = 2 * pool.seeds * pool.clusters * pool.wide / costs.product
+    yield "retrieval by clusters", asked, 0, "one process", "inferred from a product's rate"
+    size = pool.kept * costs.picture
+    yield "write", size * costs.written, size, "one machine", "assumed"
 
 
 def table(pool: Pool, costs: Costs, nodes: int, cores: int) -> str:
@@ -79,7 +97,8 @@ def table(pool: Pool, costs: Costs, nodes: int, cores: int) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, seconds, disk, how, basis in rows(pool, costs):
-        together = 1 if how == "one process" else nodes if "GPU" in name else nodes * cores
+        shared = {"one process": 1, "one machine": cores}
+        together = shared[how] if how in shared else nodes if "GPU" in name else nodes * cores
         hours = seconds / 3600
         lines.append(
             f"| {name} | {hours:,.1f} | {hours / together:,.2f} | {disk / 1e12:.2f} | {how} | {basis} |"
