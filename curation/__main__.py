@@ -65,10 +65,9 @@ def main(words: list[str]) -> None:
     config = read(CurateConfig, words, recipes="curation", doc=__doc__ or "")
     config.check()
     again = _from(config.from_stage)
-    hint = "; from_stage=NAME lets settings of that stage and of later ones differ"
     share = Share.parse(config.shard)
     folder = claim(
-        config.output, config, free=lambda key: stage_of(key) in again, hint=hint, shared=share.partial
+        config.output, config, free=lambda key: stage_of(key) in again, hint=_begin_at, shared=share.partial
     )
     with folder as path, Workers(config.workers) as workers:
         curate(Run(config, path, workers, share))
@@ -86,6 +85,7 @@ def curate(run: Run) -> None:
         run.check_sources()
     again = _from(run.config.from_stage)
     left = [name for name in names if name in again or run.done(name) is None]
+    run.share.later = bool(left) and left[0] != names[0]
     for name in left:
         if run.share.partial and name not in SHARED:
             return _say(f"{name} is done by one process, with shard=merge")
@@ -125,6 +125,12 @@ def _one_at_a_time(run: Run) -> AbstractContextManager[None]:
 def _from(stage: str | None) -> list[str]:
     """This stage and the later ones; none for None."""
     return [] if stage is None else list(STAGES)[list(STAGES).index(stage) :]
+
+
+def _begin_at(differing: list[str]) -> str:
+    """What to add so that settings with these keys may differ."""
+    first = min(map(stage_of, differing), key=list(STAGES).index)
+    return f", or add from_stage={first}, which decides again from there on"
 
 
 def _listed(counts: dict[str, Any]) -> str:

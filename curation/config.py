@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dinov2.config import at_least, by_name, listed, one_of, required, runtime, section
+from curation import bounds
+from dinov2.config import by_name, listed, one_of, required, runtime, section
 from dinov2.exits import UserError
 
 BUILT_IN = "descriptor"
@@ -302,6 +303,7 @@ class CurateConfig:
 
     def check(self) -> None:
         """Raises UserError for a value that no stage could work with."""
+        bounds.check(self)
         one_of(self.embed.fit, FITS, "embed.fit")
         one_of(self.search.engine, ENGINES, "search.engine")
         one_of(self.duplicates.turned, TURNED, "duplicates.turned")
@@ -310,8 +312,6 @@ class CurateConfig:
         one_of(self.duplicates.method, METHODS, "duplicates.method")
         one_of(self.duplicates.keep, KEEP, "duplicates.keep")
         one_of(self.duplicates.semdedup.reading, READINGS, "duplicates.semdedup.reading")
-        if self.duplicates.split is not None:
-            at_least(2, self, "duplicates.split")
         for name, own in {"": self.retrieval, **self.retrieval.sets}.items():
             where = f"retrieval.sets.{name}" if name else "retrieval"
             if own.collisions is not None:
@@ -328,13 +328,7 @@ class CurateConfig:
             raise UserError("budget.clustered draws from what no seed asks for: give retrieval.only=false")
         if any(above >= below for below, above in pairwise([*self.clusters.levels, 0])):
             raise UserError(f"clusters.levels={self.clusters.levels}: give falling numbers of clusters")
-        at_least(1, self, "ingest.piece", "embed.copied", "embed.dimension", "embed.sample", "embed.batch")
-        at_least(1, self, "duplicates.k", "leaks.k", "retrieval.k", "retrieval.each", "write.shard")
-        at_least(1, self, "calibrate.among")
-        at_least(0, self, "calibrate.pictures", "report.cards")
-        at_least(1, self, "clusters.nearest", "clusters.rounds")
-        at_least(0, self, "workers")
-        if self.budget.pictures is not None and self.budget.pictures < 1:
+        if self.budget.retrieved == self.budget.clustered == 0:
             raise UserError(
-                f"budget.pictures={self.budget.pictures} would keep nothing; give at least 1, or null"
+                "budget.retrieved=0 and budget.clustered=0 keep nothing; give one of them a weight"
             )

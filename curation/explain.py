@@ -1,35 +1,49 @@
 """Say what became of one picture in a curation run, and why: dinov2 explain RUN PICTURE."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 from pyarrow import parquet
 
+from curation.config import TOLD
+from curation.named import Pictures
 from dinov2.console import run as run_command
 from dinov2.data.manifest import DECISIONS_SCHEMA, EDGES_SCHEMA, read_format
 from dinov2.exits import UserError
+from dinov2.folders import CONFIG
 
-TOLD = ("source", "label", "split", "licence", "consent")
+FACTS = ("source", "label", "split", "licence", "consent")
 EDGES = {"duplicate": "alike", "holdout": "like a holdout picture", "retrieval": "asked for by the seed"}
+FORMS = "an id, a uri, the end of a uri, or the path of a file"
 
 
 def main(words: list[str]) -> None:
-    """`dinov2 explain RUN PICTURE`, PICTURE by id, uri, or the end of a uri."""
+    """`dinov2 explain RUN PICTURE`, PICTURE by id, uri, the end of a uri, or path."""
     if words[:1] in (["-h"], ["--help"]) or len(words) != 2:
-        raise UserError(
-            "usage: dinov2 explain RUN PICTURE (a curation folder; an id, a uri, or the end of a uri)"
-        )
+        raise UserError(f"usage: dinov2 explain RUN PICTURE (a curation folder; {FORMS})")
     print("\n".join(explain(Path(words[0]), words[1])))
 
 
 def explain(folder: Path, picture: str) -> Iterator[str]:
-    """Lines of the whole path of one picture, from what was read of it to the shard it lies in."""
-    decisions = read_format(folder / "decisions.parquet", DECISIONS_SCHEMA)
-    row = find(decisions, picture)
-    name, names = row["id"], Names(folder, decisions)
+    """Lines of the whole path of one picture, from what was read of it to the shard it lies in.
+
+    Raises:
+        UserError: the folder is no run of curation, has no decisions yet, or no such picture.
+    """
+    settings = _settings(folder)
+    if not (folder / "decisions.parquet").exists():
+        raise UserError(_unfinished(folder, settings))
+    names = Pictures.of(folder, read_format(folder / "decisions.parquet", DECISIONS_SCHEMA), settings)
+    role, row = names.find(picture)
+    name = row["id"]
     yield f"{name}  {row['uri']}"
+    if role != "pool":
+        yield from ABOUT[role](folder, name, names)
+        return
     yield from _looks(folder, name)
     yield from _filters(folder, name)
     for path in sorted((folder / "edges").glob("*.parquet")):
@@ -40,46 +54,48 @@ def explain(folder: Path, picture: str) -> Iterator[str]:
     yield from _written(folder, name)
 
 
-class Names:
-    """Uris of pictures of the pool, the seeds and the holdout, by id."""
-
-    def __init__(self, folder: Path, decisions: pa.Table) -> None:
-        others = [
-            parquet.read_table(path, columns=["id", "uri"])
-            for role in ("seeds", "holdout")
-            if (path := folder / "stages" / "embed" / role / "ids.parquet").exists()
-        ]
-        self._tables = [decisions, *others]
-
-    def __call__(self, name: str) -> str:
-        """The id, and the uri where there is one."""
-        for table in self._tables:
-            row = pc.index(table["id"], name).as_py()
-            if row >= 0:
-                return f"{name} {table['uri'][row].as_py()}"
-        return name
+def _settings(folder: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load((folder / CONFIG).read_text())
+    except (OSError, yaml.YAMLError):
+        settings = None
+    if not isinstance(settings, dict) or "pool" not in settings:
+        raise UserError(f"{folder} is no folder of dinov2 curate; name the output= of a run")
+    return settings
 
 
-def find(decisions: pa.Table, picture: str) -> dict:
-    """The row of the picture with this id, uri, or end of uri.
+def _unfinished(folder: Path, settings: dict[str, Any]) -> str:
+    done = [stage for stage in TOLD if (folder / "stages" / stage / "done.json").exists()]
+    far = f"as far as {done[-1]}" if done else "through no stage"
+    words = [str(folder / CONFIG), f"output={folder}"]
+    words += [f"{key}=null" for key in ("stop_after", "shard") if settings.get(key) is not None]
+    return (
+        f"{folder} has got {far}, and has decisions from the stage write on; go on with: dinov2 curate "
+        + shlex.join(words)
+    )
 
-    Raises:
-        UserError: none, or several, match.
-    """
-    for match in (
-        pc.equal(decisions["id"], picture),
-        pc.equal(decisions["uri"], picture),
-        pc.ends_with(decisions["uri"], picture),
-    ):
-        rows = decisions.filter(match)
-        if len(rows) == 1:
-            return rows.to_pylist()[0]
-        if len(rows) > 1:
-            few = ", ".join(rows["uri"].to_pylist()[:3])
-            raise UserError(
-                f"{len(rows)} pictures match {picture!r}, such as {few}; give more of the uri, or the id"
-            )
-    raise UserError(f"no picture of this run has the id or uri {picture!r}")
+
+def _of_holdout(folder: Path, name: str, names: Pictures) -> Iterator[str]:
+    yield "  a picture of the holdout, not of the pool"
+    path = folder / "leaks.parquet"
+    leaks = (
+        parquet.read_table(path, filters=[("holdout_id", "==", name)]).to_pylist() if path.exists() else []
+    )
+    for row in sorted(leaks, key=lambda row: (-row["similarity"], row["pool_id"])):
+        yield f"  leaked, similarity {row['similarity']:.3f}, as {names(row['pool_id'])}"
+    if not leaks:
+        yield "  nothing in the pool is a leak of it"
+
+
+def _of_seeds(folder: Path, name: str, names: Pictures) -> Iterator[str]:
+    yield "  a seed, not a picture of the pool"
+    path = folder / "edges" / "retrieval.parquet"
+    edges = parquet.read_table(path, filters=[("a", "==", name)]).to_pylist() if path.exists() else []
+    for row in sorted(edges, key=lambda row: (-row["similarity"], row["b"])):
+        yield f"  asks for, similarity {row['similarity']:.3f}, {names(row['b'])}"
+
+
+ABOUT = {"holdout": _of_holdout, "seeds": _of_seeds}
 
 
 def _looks(folder: Path, name: str) -> Iterator[str]:
@@ -104,7 +120,7 @@ def _filters(folder: Path, name: str) -> Iterator[str]:
                 yield "  filters: " + ", ".join(scores)
 
 
-def _edges(path: Path, name: str, names: Names) -> Iterator[str]:
+def _edges(path: Path, name: str, names: Pictures) -> Iterator[str]:
     edges = read_format(path, EDGES_SCHEMA)
     mine = edges.filter(pc.or_(pc.equal(edges["a"], name), pc.equal(edges["b"], name)))
     for row in mine.sort_by([("similarity", "descending")]).to_pylist():
@@ -112,7 +128,7 @@ def _edges(path: Path, name: str, names: Names) -> Iterator[str]:
         yield f"  {EDGES[row['kind']]} {row['similarity']:.3f} {names(other)}"
 
 
-def _component(folder: Path, name: str, names: Names) -> Iterator[str]:
+def _component(folder: Path, name: str, names: Pictures) -> Iterator[str]:
     path = folder / "stages" / "duplicates" / "components.parquet"
     if not path.exists():
         return
@@ -132,7 +148,7 @@ def _clusters(folder: Path, name: str) -> Iterator[str]:
             yield f"  clusters: {levels}; {row['distance']:.3f} from the centroid"
 
 
-def _verdict(row: dict, names: Names) -> str:
+def _verdict(row: dict, names: Pictures) -> str:
     if row["kept"]:
         return "kept"
     words = [f"dropped by {row['dropped_by']}"]
@@ -149,7 +165,7 @@ def _written(folder: Path, name: str) -> Iterator[str]:
     path = folder / "manifest.parquet"
     if path.exists():
         for row in parquet.read_table(path, filters=[("id", "==", name)]).to_pylist():
-            told = [f"{key} {row[key]}" for key in TOLD if row[key]]
+            told = [f"{key} {row[key]}" for key in FACTS if row[key]]
             yield f"  {row['shard']}, {row['size']:,} bytes from {row['offset']:,}; {', '.join(told)}"
 
 

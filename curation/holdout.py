@@ -1,7 +1,8 @@
 """Stage 4: pool pictures near a holdout picture go, and with them their whole component of duplicates.
 
 DINOv2 (app. A): relative deduplication against the evaluation sets' train and test images, with a looser
-threshold than inside the pool. A copy that was dropped as a duplicate still speaks for its component.
+threshold than inside the pool. Equal bytes or pixels are a leak whatever the threshold. A copy that was
+dropped as a duplicate still speaks for its component.
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pyarrow import parquet
 
 from curation.calibrate import threshold_of
@@ -29,12 +31,13 @@ def run(run: Run) -> dict[str, Any]:
     near, similarity = near_pairs(run, "holdout", pool, live, held, settings)
     threshold = threshold_of(run, "holdout")
     stored = similarity >= min(settings.loosest, threshold)
-    pairs = np.concatenate([exact, near[stored]])
-    similarity = np.concatenate([np.ones(len(exact), np.float32), similarity[stored]])
-    pairs, similarity = _once(pairs, similarity)
+    near, similarity = near[stored], similarity[stored]
+    # What is equal counts whatever the threshold.
+    counted = np.concatenate([np.ones(len(exact), bool), similarity >= threshold])
+    similarity = np.concatenate([np.ones(len(exact), np.float32), similarity])
+    pairs, similarity, counted = _once(np.concatenate([exact, near]), similarity, counted)
     run.write_edges("holdout", pool.ids.take(pairs[:, 0]), held.ids.take(pairs[:, 1]), similarity)
 
-    counted = similarity >= threshold
     _write_leaks(
         run,
         pool.ids.take(pa.array(pairs[counted, 0])),
@@ -105,10 +108,12 @@ def _exact_leaks(pool: Pictures, held: Pictures, live: Rows) -> Rows:
     return np.concatenate(found)
 
 
-def _once(pairs: Rows, similarity: np.ndarray) -> tuple[Rows, np.ndarray]:
-    """Each pair once, with its largest similarity."""
-    order = np.lexsort((-similarity, pairs[:, 1], pairs[:, 0]))
-    pairs, similarity = pairs[order], similarity[order]
+def _once(
+    pairs: Rows, similarity: np.ndarray, counted: NDArray[np.bool_]
+) -> tuple[Rows, np.ndarray, NDArray[np.bool_]]:
+    """Each pair once: as it counts, if it does, with its largest similarity."""
+    order = np.lexsort((-similarity, ~counted, pairs[:, 1], pairs[:, 0]))
+    pairs, similarity, counted = pairs[order], similarity[order], counted[order]
     first = np.ones(len(pairs), bool)
     first[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
-    return pairs[first], similarity[first]
+    return pairs[first], similarity[first], counted[first]

@@ -7,11 +7,12 @@ a row for every readable one. The Parquet file is written last: where it is, the
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +45,7 @@ SCHEMA = pa.schema(
         "error": pa.string(),
     }
 )
+FEW = 3  # values that a message names
 
 
 def run(run: Run) -> dict[str, Any]:
@@ -69,41 +71,21 @@ def run(run: Run) -> dict[str, Any]:
 
 def _summarise(run: Run) -> dict[str, Any]:
     pool = Ingested(run, "pool").table
-    rows: dict[str, list[Any]] = {"id": [], "error": []}
-    counts: dict[str, Any] = {
-        "pictures": len(pool),
-        "unreadable": 0,
-        **dict.fromkeys(run.config.ingest.drop, 0),
-    }
-    taken_out = taken(run.folder)
-    hashes = {word for key in ("sha256", "pixel_sha256") for word in taken_out[key].to_pylist()} - {None}
-    unlicensed = _unlicensed(run)
-    columns = ("id", "flags", "error", "sha256", "pixel_sha256")
-    for name, flags, error, *hashed in zip(*(pool[key].to_pylist() for key in columns), strict=True):
-        if not hashes.isdisjoint(hashed):
-            rows["id"].append(name)
-            rows["error"].append("equal to a picture that was taken out")
-            continue
-        if error is None and name in unlicensed:
-            rows["id"].append(name)
-            rows["error"].append(unlicensed[name])
-            counts["unlicensed"] = counts.get("unlicensed", 0) + 1
-            continue
-        bad = [flag for flag in flags or [] if flag in run.config.ingest.drop]
-        if error is not None or bad:
-            rows["id"].append(name)
-            rows["error"].append(error or "flagged: " + ", ".join(bad))
-            for key in ["unreadable"] if error is not None else bad:
-                counts[key] += 1
-    if counts["unreadable"] == len(pool):
-        first = next(error for error in rows["error"])
+    lost = list(_lost(run, pool))
+    kinds = Counter(kind for one in lost for kind in one.kinds)
+    counts: dict[str, Any] = {"pictures": len(pool)}
+    counts |= {kind: kinds[kind] for kind in ("unreadable", *run.config.ingest.drop)}
+    if unlicensed := kinds["licence"] + kinds["consent"]:
+        counts["unlicensed"] = unlicensed
+    if kinds["unreadable"] == len(pool):
         raise UserError(
-            f"pool={run.config.pool}: none of {len(pool)} pictures can be read; the first: {first}"
+            f"pool={run.config.pool}: none of {len(pool)} pictures can be read; the first: {lost[0].why}"
         )
-    if len(rows["id"]) == len(pool):
+    if len(lost) == len(pool):
+        reasons = "; ".join(_reasons(kinds, lost, run.config.ingest))
         raise UserError(
-            f"pool={run.config.pool}: every readable picture is {' or '.join(run.config.ingest.drop)}; "
-            "see ingest.small, ingest.blank, ingest.aspect and ingest.drop"
+            f"pool={run.config.pool}: nothing is left of {len(pool)} pictures: {reasons}; settings can be "
+            "changed with from_stage=ingest"
         )
     for role in [role for role in run.sets if role != "pool"]:
         table = Ingested(run, role).table
@@ -111,8 +93,48 @@ def _summarise(run: Run) -> dict[str, Any]:
         counts[f"{role}_unreadable"] = len(table) - table["error"].null_count
         if counts[role] == counts[f"{role}_unreadable"]:
             raise UserError(f"{role}={getattr(run.config, role)}: none of {len(table)} pictures can be read")
-    run.drop("ingest", rows)
+    run.drop("ingest", {"id": [one.id for one in lost], "error": [one.why for one in lost]})
     return counts
+
+
+class Lost(NamedTuple):
+    """A picture that ingest drops: "unreadable", "taken out", "licence", "consent", or its flags."""
+
+    id: str
+    kinds: list[str]
+    why: str
+
+
+def _lost(run: Run, pool: pa.Table) -> Iterator[Lost]:
+    taken_out = taken(run.folder)
+    hashes = {word for key in ("sha256", "pixel_sha256") for word in taken_out[key].to_pylist()} - {None}
+    unlicensed = _unlicensed(run)
+    columns = ("id", "flags", "error", "sha256", "pixel_sha256")
+    for name, flags, error, *hashed in zip(*(pool[key].to_pylist() for key in columns), strict=True):
+        bad = [flag for flag in flags or [] if flag in run.config.ingest.drop]
+        if not hashes.isdisjoint(hashed):
+            yield Lost(name, ["taken out"], "equal to a picture that was taken out")
+        elif error is not None:
+            yield Lost(name, ["unreadable"], error)
+        elif name in unlicensed:
+            yield Lost(name, [unlicensed[name].partition(":")[0]], unlicensed[name])
+        elif bad:
+            yield Lost(name, bad, "flagged: " + ", ".join(bad))
+
+
+def _reasons(kinds: Counter[str], lost: list[Lost], settings: IngestConfig) -> Iterator[str]:
+    """How many were lost to what, the most first, and the setting that says so."""
+    for kind, count in kinds.most_common():
+        if kind in ("licence", "consent"):
+            there = Counter(one.why.partition(": ")[2] for one in lost if one.kinds == [kind])
+            few = ", ".join(f"{value} ({number:,})" for value, number in there.most_common(FEW))
+            key, wanted = f"ingest.{kind}s", getattr(settings, f"{kind}s")
+            yield f"{count:,} have no {kind} among {key}=[{', '.join(wanted)}], but: {few}"
+        elif kind in settings.drop:
+            limit = getattr(settings, kind)
+            yield f"{count:,} are flagged {kind} (ingest.{kind}={limit:g}, and {kind!r} is in ingest.drop)"
+        else:
+            yield f"{count:,} {'cannot be read' if kind == 'unreadable' else 'equal what was taken out'}"
 
 
 def _unlicensed(run: Run) -> dict[str, str]:

@@ -15,15 +15,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute as pc
 
-from curation.config import RetrievalConfig
+from curation.config import RetrievalConfig, SetConfig
 from curation.embed import Embedded
 from curation.near import Halves, Rows
 from curation.run import Run
 from dinov2.config import one_of
 from dinov2.data.manifest import EDGES_SCHEMA, read_format
+from dinov2.exits import UserError
 
 BEFORE = ["ingest", "filters", "duplicates", "holdout"]
 SEARCHED = 8  # times k neighbours are searched, so that a seed that lost a collision can take a later one
+CHANGE = "give less, more seeds, or retrieval.mode=samples; settings can be changed with from_stage=retrieval"
 
 Found = tuple[Rows, Rows, NDArray[np.float32]]  # pairs of a seed and a picture, with their similarity
 
@@ -60,12 +62,32 @@ def run(run: Run) -> dict[str, Any]:
     asked = np.unique(rows)
     lost = np.setdiff1d(live, asked)
     lost = lost[~run.as_is(embedded.ids)[lost]]
+    if len(live) and len(lost) == len(live) and run.config.budget.clustered == 0:
+        reasons = [_why_nothing(name, settings, seeds.vectors[own], pool) for name, own in of_set.items()]
+        raise UserError(f"nothing is left of pool={run.config.pool}: {'; '.join(reasons)}; {CHANGE}")
     if run.config.budget.clustered > 0:  # then what nobody asked for may still be drawn
         lost = lost[:0]
     run.drop("retrieval", {"id": embedded.ids.take(pa.array(lost)).to_pylist()})
     shared = len(rows) - len(asked)
     each = {f"for {name}": count for name, count in counts.items()} if len(counts) > 1 else {}
     return {"seeds": len(seeds.ids), "asked": len(rows), "shared": shared, **each, "dropped": len(lost)}
+
+
+def _why_nothing(name: str, settings: RetrievalConfig, seeds: Halves, pool: Pool) -> str:
+    """Why no picture is asked for by a set, and by which setting."""
+    own = settings.sets.get(name, SetConfig())
+
+    def said(key: str) -> str:
+        value, here = getattr(own, key), f"retrieval.sets.{name}.{key}"
+        return f"{here}={value}" if value is not None else f"retrieval.{key}={getattr(settings, key)}"
+
+    if settings.of(name, len(seeds)).mode == "samples":
+        return f"no picture is as near to one of the {len(seeds)} seeds of {name} as {said('minimum')} asks"
+    from curation.kmeans import assign
+
+    most = int(np.bincount(assign(seeds, pool.centroids)[0]).max())
+    wanted = said("more_than")
+    return f"of the {len(seeds)} seeds of {name} no cluster has more than {wanted}, but at most {most}"
 
 
 def asked_for(run: Run) -> pa.Array | None:

@@ -37,6 +37,7 @@ ROW_GROUP = 65_536  # pairs that are read together
 COLUMNS = ("a", "b", "view")
 WORTH_A_PROCESS = 512  # rows of the base, beyond which it is worth one to look up hashes
 ONE_PROCESS = 1 << 20  # up to which tables are made so fast that others than this one may make them
+INDEXED = 16  # rows of the base from which there may be an index: a code of 4 bits is learnt from as many
 TURNED_K = 8  # neighbours that a turned picture, or a window of one, may have
 BLANK = 3.0  # spread of the luma, of 255 levels, of views that hash alike because there is nothing to see
 HELD = 96  # bytes that a pair takes while pieces are put together
@@ -163,11 +164,12 @@ def search_pieces(
             first += len(blocks)
 
 
-def searcher(settings: SearchConfig, seed: int = 0) -> "Searcher":
+def searcher(settings: SearchConfig, base: int, seed: int = 0) -> "Searcher":
+    """What searches as the settings say in a base of so many rows."""
     from dinov2.neighbours import Searcher  # imported here: it brings torch
 
     return Searcher(
-        engine=settings.engine,
+        engine="exact" if base < INDEXED else settings.engine,
         memory_gib=settings.memory_gib,
         recall=settings.recall,
         floor=settings.floor,
@@ -178,9 +180,10 @@ def searcher(settings: SearchConfig, seed: int = 0) -> "Searcher":
 
 def prepare(jobs: list[Job], settings: SearchConfig) -> list[dict[str, Any]]:
     """Build the indexes that are wanted; returns the engine of each, and its recall."""
-    how = searcher(settings)
     return [
-        how.prepare(job.queries.selected(), job.base.selected(), job.folder, inside=job.inside)
+        searcher(settings, len(job.base)).prepare(
+            job.queries.selected(), job.base.selected(), job.folder, inside=job.inside
+        )
         for job in jobs
         if len(job.queries) and len(job.base) and not job.more
     ]
@@ -197,7 +200,7 @@ def _search(
 ) -> Iterator[int]:
     k, least, always = (TURNED_K, near.turned_cosine, 0) if job.more else (near.k, near.cosine, near.always)
     blocks = [job.blocks()[number - first] for number in wanted]
-    found = searcher(settings).search(
+    found = searcher(settings, len(job.base)).search(
         job.queries.selected(),
         job.base.selected(),
         k,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from dinov2.exits import UserError
 
 MERGE = "merge"
+NAMED = 8  # missing pieces that a message names
 
 
 class PartDone(Exception):
@@ -26,6 +27,7 @@ class Share:
     count: int = 1
     merging: bool = False
     merged: list[str] = field(default_factory=list)  # what this process has put together
+    later: bool = False  # stages before this one are finished
 
     @classmethod
     def parse(cls, text: str | None) -> "Share":
@@ -52,12 +54,17 @@ class Share:
         mine = [piece for piece in range(self.number, count, self.count) if not done(piece)]
         if not self.merging or not mine:
             return mine
-        if self.merged or len(mine) == count:
+        if self.merged or (self.later and len(mine) == count):
             before = f"{self.merged[-1]} is merged" if self.merged else "there is nothing to merge"
             raise PartDone(f"{before}; next: {what}, with shard=i/n")
+        if len(mine) == count:
+            raise UserError(
+                f"shard={MERGE}: no shard has done its part of {what}; run shard=0/n to shard=n-1/n"
+            )
+        numbers = ", ".join(map(str, mine[:NAMED])) + (", …" if len(mine) > NAMED else "")
         raise UserError(
-            f"shard={MERGE}: {what} lacks {len(mine)} of {count} pieces, the first is number {mine[0]}; run "
-            "the shards that did not finish again"
+            f"shard={MERGE}: {what} lacks {len(mine)} of {count} pieces, numbers {numbers}; run those shards "
+            "i/n again for whose i such a number is i + a multiple of n"
         )
 
     def part_of(self, total: int, mine: Sequence[Sized]) -> int:

@@ -28,6 +28,15 @@ from dinov2.exits import UserError
 from dinov2.files import write_table
 
 BEFORE = ["takedown", "ingest", "filters", "duplicates", "holdout", "retrieval", "budget"]
+DROPS = {  # by what stages drop
+    "takedown": "remove=",
+    "ingest": "ingest.drop, ingest.licences and ingest.consents",
+    "filters": "filters.classifiers.NAME.most",
+    "duplicates": "duplicates.threshold",
+    "holdout": "holdout= and leaks.threshold",
+    "retrieval": "retrieval.minimum and retrieval.more_than",
+    "budget": "budget.retrieved and budget.clustered",
+}
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}  # else the format's own name
 CHANGED = ["sha256", "pixel_sha256", "format", "flags"]  # what blurring changes
 DESCRIBED = ["uri", "source", "label", "split", "licence", "consent", "sha256", "format", "width", "height"]
@@ -41,8 +50,10 @@ def run(run: Run) -> dict[str, Any]:
     write_format(run.folder / "decisions.parquet", decisions(run, source, pool), DECISIONS_SCHEMA)
     if not len(live):
         gone = ", ".join(f"{stage} {count:,}" for stage in BEFORE if (count := len(run.dropped(stage))))
+        last = next(stage for stage in reversed(BEFORE) if len(run.dropped(stage)))
         raise UserError(
-            f"nothing is left of pool={run.config.pool}: dropped by {gone}; see its decisions.parquet"
+            f"nothing is left of pool={run.config.pool}: dropped by {gone}; what went last, went by "
+            f"{DROPS[last]}; see decisions.parquet"
         )
     table = _joined(source, pool).take(pa.array(live))
     faces = boxes_of(run)

@@ -186,14 +186,39 @@ def usage(schema: type, recipes: str, doc: str) -> str:
 
 def _merge_recipe(schema: type, config: Any, path: Path) -> Any:
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.load(path.read_text(), _Words) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must be a mapping of settings")
     for key, value in _flatten(values):
-        config = _set(schema, config, key, value, f"{path}: {key}")
+        config = _set(schema, config, key, _typed(_kind(schema, key), value), f"{path}: {key}")
     return config
+
+
+class _Words(yaml.SafeLoader):
+    """YAML in which all that is not quoted is text, but for null: `yes` is a word, and 007 no number."""
+
+
+_Words.yaml_implicit_resolvers = {
+    letter: [(tag, form) for tag, form in known if tag.rpartition(":")[2] in ("null", "merge")]
+    for letter, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """What `_Words` gives: as it is in a field of texts, else with numbers and booleans as YAML has them."""
+    if isinstance(value, list):
+        return [_typed(kind, one) for one in value]
+    if isinstance(value, dict):
+        return {key: _typed(kind, one) for key, one in value.items()}
+    if not isinstance(value, str) or _holds_text(kind):
+        return value
+    try:
+        typed = yaml.safe_load(value)
+        return float(typed) if isinstance(typed, str) and float in (kind, *typing.get_args(kind)) else typed
+    except (yaml.YAMLError, ValueError):  # the second: YAML 1.1 reads 1e-4 as text, and "many" too
+        return value
 
 
 def _set(schema: type, config: Any, key: str, value: Any, where: str) -> Any:
@@ -204,6 +229,8 @@ def _set(schema: type, config: Any, key: str, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind) or _is_table(kind):
         first = f"NAME.{_first_key(typing.get_args(kind)[1])}" if _is_table(kind) else _first_key(kind)
         raise UserError(f"{where}: {key!r} is a section; set a key of it, such as {key}.{first}=")
+    if typing.get_origin(kind) is list and isinstance(value, str | int | float):
+        raise UserError(f"{where}: give a list, as in {key}=[{value}]")
     nested = value
     for part in reversed(key.split(".")):
         nested = {part: nested}
@@ -223,15 +250,18 @@ def _parse(schema: type, key: str, text: str) -> Any:
         empty = types.NoneType in options and text in ("null", "none")
         return None if empty else text.replace("${", "\\${")  # no interpolation in what a user types
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text.replace("${", "\\${") if _holds_text(kind) else text, _Words)
     except yaml.YAMLError:
         return text
-    if isinstance(value, str) and float in options:  # YAML 1.1 reads 1e-4 as text
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return _typed(kind, value)
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether a field is text, or a list or table of texts."""
+    inside = typing.get_args(kind)
+    if typing.get_origin(kind) is dict:
+        inside = inside[1:]
+    return kind is str or any(map(_holds_text, inside))
 
 
 def _kind(schema: type, key: str) -> Any:

@@ -21,7 +21,7 @@ def claim(
     folder: Path | str,
     config: Any,
     free: Callable[[str], bool] = lambda key: False,
-    hint: str = "",
+    hint: Callable[[list[str]], str] = lambda differing: "",
     shared: bool = False,
 ) -> Iterator[Path]:
     """Hold `folder` for a stage with these settings while the block runs, making it if need be.
@@ -33,7 +33,7 @@ def claim(
     Args:
         free: says of a setting's dotted key whether it may differ in a folder that goes on.
         shared: others who say so too may hold it at the same time; what killed ones left then stays.
-        hint: added to the error about settings that may not.
+        hint: what to add to the error about settings that may not, whose keys it is given.
 
     Raises:
         UserError: the folder cannot be made, is in use, holds something else, or belongs to other settings
@@ -65,7 +65,9 @@ def _holds_work(folder: Path) -> bool:
     return any(not path.name.startswith(".") and path.name != CONFIG for path in folder.iterdir())
 
 
-def _check_owner(folder: Path, config: Any, free: Callable[[str], bool], hint: str) -> None:
+def _check_owner(
+    folder: Path, config: Any, free: Callable[[str], bool], hint: Callable[[list[str]], str]
+) -> None:
     path, here = folder / CONFIG, identity(config)
     if not path.exists():
         return
@@ -89,7 +91,8 @@ def _check_owner(folder: Path, config: Any, free: Callable[[str], bool], hint: s
     if differing:
         listed = ", ".join(f"{key} ({there[key]} there, {here[key]} here)" for key in differing)
         raise UserError(
-            f"output={folder} belongs to other settings: {listed}; use those or another folder{hint}"
+            f"output={folder} belongs to other settings: {listed}; use those or another folder"
+            + hint(differing)
         )
 
 

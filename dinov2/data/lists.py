@@ -3,6 +3,7 @@
 import os
 from difflib import get_close_matches
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +16,7 @@ from dinov2.data.trees import known_splits
 from dinov2.exits import UserError
 
 EXTENSIONS = (".txt", ".lst", ".csv", ".tsv", ".parquet")
+FILE = "file://"
 PATH_COLUMNS = ("uri", "path", "file")
 COLUMNS = {
     "uri": PATH_COLUMNS,
@@ -48,13 +50,20 @@ def read_list(path: Path) -> pa.Table:
     return _each_once(listed.take(pc.sort_indices(listed["uri"])))
 
 
+def place_of(folder: str, uri: str) -> str:
+    """Where a picture lies that has this uri: a path from `folder`, an absolute one, or a `file://` URL."""
+    if uri.startswith(FILE):
+        return on_disk(unquote(uri.removeprefix(FILE).removeprefix("localhost"), errors="surrogateescape"))
+    return os.path.join(folder, on_disk(uri))
+
+
 def sizes_of(uris: pa.ChunkedArray, folder: str, path: Path) -> pa.Array:
     """Size of each listed file in bytes; null where it is remote or missing.
 
     Raises:
         UserError: none of the files exists.
     """
-    sizes = [_size(os.path.join(folder, on_disk(uri))) for uri in uris.to_pylist()]
+    sizes = [_size(place_of(folder, uri)) for uri in uris.to_pylist()]
     if not any(size is not None for size in sizes) and not all(is_url(uri) for uri in uris.to_pylist()):
         raise UserError(f"none of the files listed in {path} exists; paths count from its folder: {uris[0]}")
     return pa.array(sizes, pa.int64())

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from dinov2.data.cache import Cache, OpenFiles, is_url
 from dinov2.data.decode import Unreadable
 from dinov2.data.gather import rows_of
+from dinov2.data.lists import place_of
 from dinov2.data.specs import SPLITS, Spec, parse
-from dinov2.data.tars import on_disk
 from dinov2.exits import UserError
 from dinov2.files import write_whole
 
@@ -104,7 +104,7 @@ class Source:
         if is_url(uri):
             with self._files.cache.open(uri) as file:
                 return file.readall()
-        with open(os.path.join(folder, on_disk(uri)), "rb") as file:
+        with open(place_of(folder, uri), "rb") as file:
             return file.read()
 
     def _part(self, path: str, offset: int, size: int) -> bytes:
@@ -147,7 +147,8 @@ def open_source(
               (`pool.tar/train`): WebDataset tars of anybody, or plain ones of folder trees;
             - a manifest, or a folder that curation wrote (its ids and source names are kept);
             - a list: text with a path a line and # for comments, or CSV or Parquet with a column uri, path or
-              file, and as you like label, split, licence and consent; paths count from the list's folder;
+              file, and as you like label, split, licence and consent; paths count from the list's folder,
+              and may be http(s):// and file:// URLs;
             - tars behind http(s) URLs, with braces, or `pipe:COMMAND` whose output is a tar.
         cache: folder for tar indexes and remote copies; default $XDG_CACHE_HOME/dinov2 or ~/.cache/dinov2.
         cache_limit: bytes of remote copies to keep; default 64 GiB.

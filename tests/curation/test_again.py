@@ -28,7 +28,7 @@ def test_deciding_again_is_as_a_new_folder_and_searches_nothing(pool: Path, tmp_
     curate(*words)
     searched = [tmp_path / "out/stages" / stage / "candidates.parquet" for stage in ("duplicates", "holdout")]
     before = [path.stat().st_mtime_ns for path in searched]
-    with pytest.raises(UserError, match="from_stage"):
+    with pytest.raises(UserError, match="from_stage=duplicates"):
         curate(*words, *new)
     with pytest.raises(UserError, match=r"duplicates\.threshold"):
         curate(*words, *new, "from_stage=retrieval")
@@ -179,12 +179,26 @@ def test_sets_of_seeds_ask_each_in_their_own_way(pool: Path, tmp_path: Path) -> 
         )  # fmt: skip
 
 
+def test_a_holdout_that_comes_later_is_taken_up_by_the_stage_that_the_message_names(tmp_path: Path) -> None:
+    files = class_folder(tmp_path / "pool", classes=1, each=3, formats=("png",))
+    (tmp_path / "held").mkdir()
+    shutil.copy(files[0], tmp_path / "held" / "leak.png")
+    words = [f"pool={tmp_path}/pool", f"output={tmp_path}/out"]
+    curate(*words)
+    for stage in ([], ["from_stage=holdout"]):
+        with pytest.raises(UserError, match="add from_stage=ingest"):
+            curate(*words, f"holdout={tmp_path}/held", *stage)
+    out = curate(*words, f"holdout={tmp_path}/held", "from_stage=ingest")
+    assert decisions(out)["class_0/000.png"]["dropped_by"] == "holdout"
+
+
 def test_licences_travel_and_can_be_asked_for(pool: Path, tmp_path: Path) -> None:
     files = sorted((pool / "pool").glob("class_?/*.png"))[:6]
     licences = ["CC0", "CC0", "MIT", "", "CC0", "own"]
-    rows = [f"{path},{licence}" for path, licence in zip(files, licences, strict=True)]
+    consents = ["yes", "no", "yes", "", "on", "yes"]
+    rows = [",".join([str(path), *facts]) for path, *facts in zip(files, licences, consents, strict=True)]
     listed = tmp_path / "listed.csv"
-    listed.write_text("\n".join(["path,licence", *rows]))
+    listed.write_text("\n".join(["path,licence,consent", *rows]))
     words = [f"pool={listed}", f"output={tmp_path}/out"]
     out = curate(*words)
     read = [path.stat().st_mtime_ns for path in (out / "stages/ingest/pool").iterdir()]
@@ -193,3 +207,5 @@ def test_licences_travel_and_can_be_asked_for(pool: Path, tmp_path: Path) -> Non
     assert set(parquet.read_table(out / "manifest.parquet")["licence"].to_pylist()) == {"CC0", "MIT"}
     assert {row["error"] for row in decisions(out).values()} == {None, "licence: none given", "licence: own"}
     assert [path.stat().st_mtime_ns for path in (out / "stages/ingest/pool").iterdir()] == read
+    curate(*words, "ingest.consents=[yes]", "from_stage=ingest")
+    assert parquet.read_table(out / "manifest.parquet")["consent"].to_pylist() == ["yes"] * 3

@@ -102,16 +102,42 @@ def test_a_folder_belongs_to_its_settings_and_its_pictures(pool: Path, tmp_path:
         (["pool={root}/pool", "stop_after=dupes"], "did you mean 'duplicates'"),
         (["pool={root}/pool", "duplicates.chains=hole"], "did you mean 'whole'"),
         (["pool={root}/pool", "retrieval.collisions=refil"], "did you mean 'refill'"),
-        (["pool={root}/pool", "ingest.small=1000"], "ingest.small"),
+        (
+            ["pool={root}/pool", "ingest.small=1000"],
+            "2 are flagged small (ingest.small=1000, and 'small' is in",
+        ),
+        (
+            ["pool={root}/pool", "ingest.licences=[CC0]"],
+            "2 have no licence among ingest.licences=[CC0], but: none",
+        ),
+        (
+            ["pool={root}/list.csv", "ingest.consents=[no]"],
+            "2 have no consent among ingest.consents=[no], but: yes (2)",
+        ),
+        (["pool={root}/pool,{root}/broken", "ingest.small=1000"], "8 cannot be read; 2 are flagged small"),
         (["pool={root}/pool", "holdout={root}/broken"], "holdout="),
         (["pool={root}/pool", "backbone=no_such"], "no_such"),
-        (["pool={root}/pool", "holdout={root}/pool"], "nothing is left"),
+        (["pool={root}/pool", "holdout={root}/pool"], "what went last, went by holdout= and leaks.threshold"),
+        (
+            ["dinov2_lvd142m", "pool={root}/pool", "seeds=s={root}/seeds"],
+            "than retrieval.more_than=3, but at most 3",
+        ),
+        (
+            ["dinov2_lvd142m", "pool={root}/pool", "seeds=s={root}/seeds", "retrieval.sets.s.more_than=8"],
+            "of the 3 seeds of s no cluster has more than retrieval.sets.s.more_than=8",
+        ),
+        (
+            ["pool={root}/pool", "seeds=s={root}/seeds", "retrieval.minimum=1"],
+            "of s as retrieval.minimum=1.0 asks",
+        ),
     ],
 )
 def test_what_cannot_work_gets_one_clear_line(words: list[str], says: str, tmp_path: Path) -> None:
     broken_pictures(tmp_path / "broken")
     (tmp_path / "empty").mkdir()
-    class_folder(tmp_path / "pool", classes=1, each=2)
+    files = class_folder(tmp_path / "pool", classes=1, each=2)
+    class_folder(tmp_path / "seeds", classes=1, each=3, first=9)
+    (tmp_path / "list.csv").write_text("\n".join(["path,consent", *(f"{path},yes" for path in files)]))
     with pytest.raises(UserError) as caught:
         curate(*(word.format(root=tmp_path) for word in words), f"output={tmp_path}/out")
     assert says in str(caught.value)

@@ -1,5 +1,6 @@
 """Copies are found, pictures that are merely alike stay, and every drop says why."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -238,3 +239,24 @@ def test_who_stays_is_a_setting(tmp_path: Path) -> None:
     assert kept == {"largest": ["c.png"], "first": ["a.png"]}
     out = curate(f"pool={tmp_path}/pool", f"output={tmp_path}/sem", "duplicates.method=semdedup")
     assert (out / "report.html").exists()
+
+
+def test_a_whole_run_with_an_index_decides_as_with_the_exact_search(tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="search.engine=ivf needs FAISS")
+    root = make_pool(tmp_path)
+    words = [
+        f"pool={root}/pool",
+        f"holdout={root}/holdout",
+        "stop_after=write",
+    ]  # a holdout too small to index
+    ivf, exact = (
+        curate(*words, f"output={root}/{engine}", f"search.engine={engine}") for engine in ("ivf", "exact")
+    )
+    assert decisions(ivf) == decisions(exact)
+    engines = {
+        stage: json.loads((ivf / "stages" / stage / "search" / "engines.json").read_text())
+        for stage in ("duplicates", "holdout")
+    }
+    assert [how["engine"] for how in engines["duplicates"]] == ["ivf"]
+    assert sorted(how["engine"] for how in engines["holdout"]) == ["exact", "ivf"]
+    assert all(how["recall"] >= 0.95 for found in engines.values() for how in found)

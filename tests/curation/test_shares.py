@@ -9,9 +9,10 @@ import pytest
 
 from curation import embed, near, search
 from dinov2.exits import UserError
-from tests.curation.pools import command, curate, make_pool
+from tests.curation.pools import command, curate, make_pool, run
 from tests.curation.test_command import RESULTS, SMALL_PIECES
 from tests.faults import ROOT, Spent, differences, run_killed, when
+from tests.pictures import class_folder
 
 
 def test_shards_in_any_order_one_of_them_killed_end_as_one_process(
@@ -80,3 +81,16 @@ def test_a_backbones_embedding_is_shared_out_too(tmp_path: Path, monkeypatch: py
 def test_a_shard_is_a_number_of_a_number(shard: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shard=0/4"):
         curate(f"pool={tmp_path}", f"output={tmp_path}/out", f"shard={shard}")
+
+
+def test_merging_says_what_is_not_there_yet(tmp_path: Path) -> None:
+    class_folder(tmp_path / "pool", classes=1, each=6)
+    words = [f"pool={tmp_path}/pool", f"output={tmp_path}/out", "ingest.piece=1"]
+    merging = run(*words, "shard=merge")
+    assert merging.returncode == 2
+    assert "no shard has done its part of ingest pool; run shard=0/n" in merging.stderr
+    curate(*words, "shard=1/3")
+    with pytest.raises(UserError, match="lacks 4 of 6 pieces, numbers 0, 2, 3, 5; run those shards"):
+        curate(*words, "shard=merge")
+    for shard in ("0/3", "2/3", "merge", "merge"):  # the second time there is nothing of what comes next
+        curate(*words, f"shard={shard}")

@@ -31,6 +31,8 @@ from dinov2.train.config import TrainConfig
 class Inner:
     rate: float = 1e-3  # how fast
     sizes: list[int] = listed(1, 2)
+    words: list[str] = listed()
+    quick: bool = False
     note: str | None = None
 
 
@@ -54,6 +56,7 @@ class Settings:
         ("count=1.5", "could not be converted to Integer"),
         ("count=null", "Incompatible value 'None'"),
         ("inner.sizes=[a]", "could not be converted to Integer"),
+        ("inner.words=yes", "give a list, as in inner.words=[yes]"),
         ("inner=3", "is a section"),
         ("count.deeper=3", "there is no setting"),
         ("loose", "no test recipe 'loose'"),
@@ -70,6 +73,39 @@ def test_a_wrong_word_is_one_line_that_says_what_to_do(word: str, message: str):
 @pytest.mark.parametrize("path", ["12e3", "a,b", "x/{000..003}.tar", "${data}", "name=a: b", "null/x", "1"])
 def test_text_stays_text_however_much_it_looks_like_yaml(path: str):
     assert read(Settings, [f"data={path}"]).data == path
+
+
+@pytest.mark.parametrize(
+    "text", ["yes", "no", "on", "off", "true", "1.10", "007", "1e3", "2024-01-02", "CC0"]
+)
+def test_words_in_lists_and_recipes_are_not_read_as_something_else(text: str, tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"data: {text}\ninner: {{words: [{text}, a], note: {text}}}\n")
+    for config in (
+        read(Settings, [f"data={text}", f"inner.words=[{text}, a]", f"inner.note={text}"]),
+        read(Settings, [str(recipe)], recipes="test"),
+    ):
+        assert config == Settings(data=text, inner=Inner(words=[text, "a"], note=text))
+
+
+def test_booleans_numbers_and_nothing_are_still_read_as_such(tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "data: x\ncount: 1_000\nshares: {on: 1e-4}\ninner: {quick: yes, note: null, sizes: [0x10]}\n"
+    )
+    inner = Inner(quick=True, sizes=[16])
+    words = [
+        "data=x",
+        "count=1_000",
+        "shares.on=1e-4",
+        "inner.quick=yes",
+        "inner.note=null",
+        "inner.sizes=[0x10]",
+    ]
+    for config in (read(Settings, words), read(Settings, [str(recipe)], recipes="test")):
+        assert config == Settings(data="x", count=1000, inner=inner, shares={"on": 1e-4})
+    assert read(Settings, ["data=x", "shares={no: 1}"]).shares == {"no": 1}
+    assert read(Settings, ["data=x", "inner.words=['${a}']"]).inner.words == ["${a}"]
 
 
 def test_recipe_then_words_override_defaults_and_exponents_are_numbers(tmp_path: Path):

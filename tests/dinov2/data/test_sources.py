@@ -81,6 +81,22 @@ def test_lists_in_every_form(tree: Path, cache: Path) -> None:
             assert source.table["licence"].to_pylist() == ["CC0"] * 3
 
 
+@pytest.mark.parametrize("ending", ["txt", "csv", "parquet"])
+def test_lists_of_file_urls(tmp_path: Path, cache: Path, ending: str) -> None:
+    names = ["plain.jpg", "a blank.jpg", "50%.jpg", "häuser.jpg"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    urls = [(tmp_path / name).as_uri() for name in names[1:]] + [f"file://localhost{tmp_path}/plain.jpg"]
+    if ending == "parquet":
+        parquet.write_table(pa.table({"uri": urls}), tmp_path / "l.parquet")
+    else:
+        (tmp_path / f"l.{ending}").write_text("\n".join([*(["uri"] if ending == "csv" else []), *urls]))
+    source = open_source(f"{tmp_path}/l.{ending}", cache=cache)
+    assert source.table["uri"].to_pylist() == sorted(urls)
+    assert sorted(source.read(row).decode() for row in range(4)) == sorted(names)
+    assert source.table["size"].null_count == 0
+
+
 def test_a_list_cannot_start_programs(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "l.txt").write_text(f"pipe:touch {tmp_path}/started\nreal.jpg\n")
     (tmp_path / "real.jpg").write_bytes(b"x")
