@@ -30,6 +30,7 @@ def make(run: Run) -> dict[str, Any]:
     # Imported here, so that what does not cluster starts without torch.
     from curation.hierarchy import hierarchical
     from dinov2.neighbours.rows import Selected
+    from dinov2.parallel import pick_device
 
     settings, pool = run.config.clusters, Embedded(run, "pool")
     live = np.flatnonzero(run.kept(pool.ids, BEFORE))
@@ -42,6 +43,7 @@ def make(run: Run) -> dict[str, Any]:
         nearest=settings.nearest,
         rounds=settings.rounds,
         memory_gib=settings.memory_gib,
+        device=pick_device(settings.device),
     )
     columns = {f"level_{level}": cluster for level, cluster in enumerate(found.levels)}
     table = pa.table({"id": pool.ids.take(pa.array(live)), **columns, "distance": found.distance})

@@ -148,6 +148,7 @@ class SearchConfig:
     recall: float = 0.97  # ivf: of the ten nearest, aimed at; it decides how many lists are probed
     floor: float = 0.95  # ivf: recall on a sample under which the run stops
     index: str = "auto"  # ivf: a FAISS factory string such as OPQ64,IVF65536,PQ64x4fs
+    device: str = runtime("cpu")  # exact: where products are computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +215,7 @@ class ClustersConfig:
     nearest: int = 3  # of each cluster, for that
     rounds: int = 50  # of k-means, at most
     memory_gib: float = 1.0  # bound on what clustering holds besides 12 bytes a picture and the centroids
+    device: str = runtime("cpu")  # where products are computed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from curation.kmeans import assign, kmeans
@@ -41,6 +42,7 @@ def hierarchical(
     nearest: int = 3,
     rounds: int = 50,
     memory_gib: float = 1.0,
+    device: torch.device | str = "cpu",
 ) -> Hierarchy:
     """Cluster [n, dim] rows into counts[0] clusters, their centroids into counts[1], and so on.
 
@@ -58,15 +60,21 @@ def hierarchical(
     centroids: list[NDArray[np.float32]] = []
     distance = np.zeros(0, np.float32)
     mine: Vectors = rows
-    settings = {"rounds": rounds, "memory_gib": memory_gib}
+    where_and_how = {"memory_gib": memory_gib, "device": device}
     for level, count in enumerate(counts):
-        found = kmeans(mine, count, seed=_seed(seed, level, 0), **settings)
+        found = kmeans(mine, count, seed=_seed(seed, level, 0), rounds=rounds, **where_and_how)
         where, apart, middles = found.cluster, found.distance, found.centroids
         for again in range(1, resamplings + 1):
             core = _closest_of_all(where, apart, nearest)
-            refit = kmeans(Selected(mine, core), len(middles), seed=_seed(seed, level, again), **settings)
+            refit = kmeans(
+                Selected(mine, core),
+                len(middles),
+                seed=_seed(seed, level, again),
+                rounds=rounds,
+                **where_and_how,
+            )
             middles = refit.centroids
-            where, apart = assign(mine, middles, memory_gib=memory_gib)
+            where, apart = assign(mine, middles, **where_and_how)
         if level == 0:
             distance = apart
             levels.append(where)

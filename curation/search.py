@@ -164,9 +164,10 @@ def search_pieces(
             first += len(blocks)
 
 
-def searcher(settings: SearchConfig, base: int, seed: int = 0) -> "Searcher":
+def searcher(settings: SearchConfig, base: int) -> "Searcher":
     """What searches as the settings say in a base of so many rows."""
     from dinov2.neighbours import Searcher  # imported here: it brings torch
+    from dinov2.parallel import pick_device
 
     return Searcher(
         engine="exact" if base < INDEXED else settings.engine,
@@ -174,7 +175,7 @@ def searcher(settings: SearchConfig, base: int, seed: int = 0) -> "Searcher":
         recall=settings.recall,
         floor=settings.floor,
         kind=settings.index,
-        seed=seed,
+        device=pick_device(settings.device),
     )
 
 

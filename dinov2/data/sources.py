@@ -86,7 +86,7 @@ class Source:
     def file(self, row: int) -> Path | None:
         """The file on this machine that a picture, or the tar with it, lies in; None where there is none."""
         path, offset, uri = (self.table[name][row].as_py() for name in ("path", "offset", "uri"))
-        file = Path(path) if offset is not None else Path(path, on_disk(uri))
+        file = Path(path if offset is not None else place_of(path, uri))
         return file if file.is_file() else None
 
     def select(self, rows: Sequence[int] | np.ndarray | pa.Array) -> "Source":

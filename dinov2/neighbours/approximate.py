@@ -169,6 +169,7 @@ class Searcher:
         engine: "exact", "ivf" or "auto".
         recall: of the ten nearest, aimed at; floor: under which a search stops. Exact search finds all.
         kind: see `Index.build`.
+        device: where exact search computes; what is found lies on the CPU.
     """
 
     engine: str = "auto"
@@ -177,6 +178,7 @@ class Searcher:
     floor: float = 0.95
     kind: str = "auto"
     seed: int = 0
+    device: torch.device = ON_THE_CPU
 
     def chosen(self, queries: Rows, base: Rows) -> str:
         """Raises UserError for an engine that there is not."""
@@ -227,8 +229,9 @@ class Searcher:
                     least=least,
                     always=always,
                     memory_gb=self.memory_gib / 2,
+                    device=self.device,
                 )
-                yield block, found
+                yield block, (found[0].cpu(), found[1].cpu())
             return
         index = Index(base, folder, self.memory_gib)
         self._tuned(index, queries, inside)
