@@ -1,7 +1,8 @@
-"""With a picture go its copies, and a list that leaves nothing changes nothing."""
+"""With a picture go its copies; it is not shown again; and a list that leaves nothing changes nothing."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -9,17 +10,15 @@ from PIL import Image
 from pyarrow import parquet
 
 from curation.__main__ import main
+from curation.explain import explain
+from curation.report.pictures import GREY
 from dinov2.data.manifest import read_manifest, write_manifest
+from dinov2.data.sources import Source, open_source
 from dinov2.exits import UserError
 from tests.curation.pools import curate, decisions
 from tests.pictures import class_folder, encoded
 
-KEPT, EXACT, PIXELS, AGAIN = (
-    "class_0/000.png",
-    "class_0/000_exact.png",
-    "later/pixels.bmp",
-    "later/recompressed.jpg",
-)
+KEPT, EXACT, PIXELS, AGAIN = "class_0/000.png", "class_0/000_exact.png", "later/pixels.bmp", "later/small.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +104,29 @@ def test_copies_false_takes_only_what_is_equal(root: Path) -> None:
     assert AGAIN in _kept(root)
 
 
+def test_what_is_out_is_not_read_or_shown_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = "class_1/001.png"  # that the holdout has too
+    _remove(root, KEPT, twin)
+    pool, held = open_source(f"{root}/pool"), open_source(f"{root}/holdout")
+    gone = {row["id"] for row in pool.table.to_pylist() if _reasons(root)[row["uri"]] == "takedown"}
+    assert len(gone) == 5
+    _count_reads(monkeypatch, read := set())
+    drawn = _count_tiles(monkeypatch)
+    curate(*_words(root), "from_stage=report")
+    held_twin = next(row["id"] for row in held.table.to_pylist() if row["uri"] == "same.png")
+    assert read
+    assert not read & {*gone, held_twin}
+    assert drawn
+    told = "\n".join(explain(root / "out", AGAIN))
+    assert f"dropped by takedown: taken for a copy of {KEPT}, on " in told
+    assert "sha256" not in told
+    read.clear()
+    curate(*_words(root), "ingest.small=20", "from_stage=ingest")  # reads all others anew
+    assert len(read) > len(pool) - len(gone)
+    assert not read & gone
+    assert not gone & set(open_source(f"{root}/out").ids)
+
+
 def test_a_list_of_everything_changes_nothing(root: Path) -> None:
     before = _bytes(root / "out")
     with pytest.raises(UserError, match="would leave nothing"):
@@ -132,3 +154,29 @@ def test_a_hash_that_only_the_manifest_had_is_known_once_more(root: Path) -> Non
 def _bytes(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _count_reads(monkeypatch: pytest.MonkeyPatch, read: set[str]) -> None:
+    """Ids of the pictures that are read from now on."""
+    real = Source.read
+
+    def reading(self: Source, row: int) -> bytes:
+        read.add(self.table["id"][row].as_py())
+        return real(self, row)
+
+    monkeypatch.setattr(Source, "read", reading)
+
+
+def _count_tiles(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
+    """Grey tiles that the report's page shows from now on."""
+    from curation.report import page
+
+    drawn: list[Image.Image] = []
+    real = page.Card
+
+    def card(images: list[Image.Image], *words: Any) -> object:
+        drawn.extend(image for image in images if image.getextrema() == ((GREY, GREY),) * 3)
+        return real(images, *words)
+
+    monkeypatch.setattr(page, "Card", card)
+    return drawn
