@@ -11,12 +11,14 @@ from pyarrow import parquet
 
 from curation.config import TOLD
 from curation.named import Pictures
+from curation.taken import COPY, EQUAL, NAMED, taken
 from dinov2.console import run as run_command
 from dinov2.data.manifest import DECISIONS_SCHEMA, EDGES_SCHEMA, read_format
 from dinov2.exits import UserError
 from dinov2.folders import CONFIG
 
 FACTS = ("source", "label", "split", "licence", "consent")
+WHY = {None: "named", NAMED: "named", EQUAL: "equal in bytes or pixels to", COPY: "taken for a copy of"}
 EDGES = {"duplicate": "alike", "holdout": "like a holdout picture", "retrieval": "asked for by the seed"}
 FORMS = "an id, a uri, the end of a uri, or the path of a file"
 
@@ -44,13 +46,14 @@ def explain(folder: Path, picture: str) -> Iterator[str]:
     if role != "pool":
         yield from ABOUT[role](folder, name, names)
         return
-    yield from _looks(folder, name)
-    yield from _filters(folder, name)
+    if row["dropped_by"] != "takedown":  # how it looked is nobody's business any more
+        yield from _looks(folder, name)
+        yield from _filters(folder, name)
     for path in sorted((folder / "edges").glob("*.parquet")):
         yield from _edges(path, name, names)
     yield from _component(folder, name, names)
     yield from _clusters(folder, name)
-    yield _verdict(row, names)
+    yield _verdict(row, names) + _asked(folder, name)
     yield from _written(folder, name)
 
 
@@ -159,6 +162,14 @@ def _verdict(row: dict, names: Pictures) -> str:
     if row["error"]:
         words.append(row["error"])
     return ", ".join(words)
+
+
+def _asked(folder: Path, name: str) -> str:
+    """By which word of which day's list it was taken out, if it was."""
+    record = taken(folder)
+    for row in record.filter(pc.equal(record["id"], name)).to_pylist():
+        return f": {WHY[row['why']]} {row['asked']}, on {row['on']}"
+    return ""
 
 
 def _written(folder: Path, name: str) -> Iterator[str]:

@@ -24,7 +24,7 @@ from pyarrow import parquet
 from curation import descriptor, looks
 from curation.config import BUILT_IN, IngestConfig
 from curation.run import Run
-from curation.takedown import taken
+from curation.taken import HASHES, taken
 from dinov2.data.decode import Unreadable, decode
 from dinov2.data.sources import Source
 from dinov2.exits import UserError
@@ -54,13 +54,14 @@ def run(run: Run) -> dict[str, Any]:
     for role, source in run.sets.items():
         folder = run.stage("ingest") / role
         before = before_of(run, role)
+        gone = frozenset(taken(run.folder)["id"].to_pylist() if role == "pool" else [])
         starts = range(0, len(source), config.ingest.piece)
         spans = [(start, min(start + config.ingest.piece, len(source))) for start in starts]
         wanted = run.share.take(
             len(spans), lambda number, at=folder: (at / f"{number:05d}.parquet").exists(), f"ingest {role}"
         )
         pieces = [
-            Piece(folder / f"{number:05d}", source.select(np.arange(*spans[number])), before)
+            Piece(folder / f"{number:05d}", source.select(np.arange(*spans[number])), before, gone)
             for number in wanted
         ]
         work = partial(ingest_piece, settings=config.ingest, describe=config.backbone == BUILT_IN)
@@ -107,11 +108,14 @@ class Lost(NamedTuple):
 
 def _lost(run: Run, pool: pa.Table) -> Iterator[Lost]:
     taken_out = taken(run.folder)
-    hashes = {word for key in ("sha256", "pixel_sha256") for word in taken_out[key].to_pylist()} - {None}
+    gone = set(taken_out["id"].to_pylist())
+    hashes = {word for key in HASHES for word in taken_out[key].to_pylist()} - {None}
     unlicensed = _unlicensed(run)
-    columns = ("id", "flags", "error", "sha256", "pixel_sha256")
+    columns = ("id", "flags", "error", *HASHES)
     for name, flags, error, *hashed in zip(*(pool[key].to_pylist() for key in columns), strict=True):
         bad = [flag for flag in flags or [] if flag in run.config.ingest.drop]
+        if name in gone:
+            continue  # "takedown" says so
         if not hashes.isdisjoint(hashed):
             yield Lost(name, ["taken out"], "equal to a picture that was taken out")
         elif error is not None:
@@ -159,6 +163,7 @@ class Piece:
     path: Path
     source: Source
     before: Path | None  # what was ingested before the source changed
+    gone: frozenset[str]  # ids of what was taken out, which is not read again
 
     def __len__(self) -> int:
         return len(self.source)
@@ -169,7 +174,9 @@ def ingest_piece(piece: Piece, *, settings: IngestConfig, describe: bool) -> int
     records, thumbs, raw = [], [], []
     known = Known(piece.before, piece.source) if piece.before is not None else {}
     for row, name in enumerate(piece.source.ids):
-        if row in known:
+        if name in piece.gone:
+            record, thumb, described = {"error": "taken out"}, None, None
+        elif row in known:
             record, thumb, described = known[row]
         else:
             record, thumb = _ingest_one(piece.source, row, settings)

@@ -129,7 +129,11 @@ def near_pairs(
     candidates = Candidates.read(path)
     if settings.verify:
         _verify(run, stage, candidates, first, second or first, settings)
-    return likest_views(candidates.pairs, scores_of(run, stage, candidates, settings))
+    pairs, similarity = likest_views(candidates.pairs, scores_of(run, stage, candidates, settings))
+    live = np.isin(pairs[:, 0], rows)  # not what was taken out since the search
+    if second is None:
+        live &= np.isin(pairs[:, 1], rows)
+    return pairs[live], similarity[live]
 
 
 def likest_views(pairs: Rows, similarity: NDArray[np.float32]) -> tuple[Rows, NDArray[np.float32]]:

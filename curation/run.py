@@ -21,7 +21,7 @@ from pyarrow import parquet
 from curation.config import ALSO, DECIDING, READ, READ_BY, TOLD, CurateConfig, stage_of
 from curation.pieces import Workers
 from curation.shares import Share
-from curation.takedown import taken
+from curation.taken import taken
 from dinov2.config import identity
 from dinov2.data.manifest import EDGES_SCHEMA, write_format
 from dinov2.data.sources import Source, open_source

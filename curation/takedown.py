@@ -1,16 +1,15 @@
 """Take pictures out of a finished folder, as when consent is withdrawn: dinov2 curate remove=LIST output=DIR.
 
 LIST is a text file with an id, a uri or a SHA-256 (of the file or of its pixels) a line, or CSV or Parquet
-with columns of these names. Only the shards that hold such a picture are written again. What was taken out is
-in `takedowns.parquet`, and stays out when the folder decides again or its pool grows. Its thumbnail is
-blanked and the report, which may show it, goes (from_stage=report makes another); embeddings, hashes and
-names stay.
+with columns of these names. Pictures with equal bytes or pixels go too, and so do copies (`curation.taken`).
+Only the shards that hold such a picture are written again. What was taken out is in `takedowns.parquet`, and
+stays out when the folder decides again or its pool grows. Its thumbnail is blanked and the report, which may
+show it, goes (from_stage=report makes another); embeddings, hashes and names stay.
 
 Killed at any moment, the same command goes on. A changed shard gets a new name, the manifest is replaced
 whole, and only then the old shard goes: whoever reads the folder by its manifest sees one state or the other.
 """
 
-import datetime
 import json
 import re
 import shutil
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
+from curation.taken import COPY, EQUAL, FILE, HASHES, NAMED, WORDS, Going, among, going, parts_of, taken
 from dinov2.config import read, required
 from dinov2.data.manifest import DECISIONS_SCHEMA, read_format, read_manifest, write_format, write_manifest
 from dinov2.data.shards import ShardSample, write_shard
@@ -32,18 +32,6 @@ from dinov2.exits import UserError
 from dinov2.files import lock, read_json, remove_leftovers, write_json, write_table, write_whole
 from dinov2.folders import LOCK
 
-FILE = "takedowns.parquet"
-SCHEMA = pa.schema(
-    {
-        "id": pa.large_string(),
-        "uri": pa.large_string(),
-        "sha256": pa.large_string(),
-        "pixel_sha256": pa.large_string(),
-        "asked": pa.large_string(),  # the word of the list that named it
-        "on": pa.string(),  # UTC date
-    }
-)
-WORDS = ("id", "uri", "sha256", "pixel_sha256")
 REVISED = re.compile(r"(.*?)(?:-(\d+))?\.tar")
 
 
@@ -51,6 +39,7 @@ REVISED = re.compile(r"(.*?)(?:-(\d+))?\.tar")
 class TakedownConfig:
     remove: str = required()  # list of pictures by id, uri or SHA-256
     output: str = required()  # folder that curation has finished
+    copies: bool = True  # also copies of them; off: only what has equal bytes or pixels
 
 
 def main(words: list[str]) -> None:
@@ -63,34 +52,47 @@ def main(words: list[str]) -> None:
         )
     try:
         with lock(folder / LOCK, blocking=False):
-            take_out(folder, Path(config.remove))
+            take_out(folder, Path(config.remove), copies=config.copies)
     except BlockingIOError as error:
         raise UserError(f"output={folder} is in use by {error or 'another process'}") from None
 
 
-def take_out(folder: Path, listed: Path) -> None:
-    """Record, then take out. Says on stderr what was done. Hold the folder's lock."""
+def take_out(folder: Path, listed: Path, *, copies: bool = True) -> None:
+    """Record, then take out. Says on stderr what was done. Hold the folder's lock.
+
+    Raises:
+        UserError: the list names none, or nothing would be left; then nothing has been changed.
+    """
     words = read_words(listed)
-    found = _found(folder, words)
-    unknown = sorted(words - set(found["asked"].to_pylist()))
-    if not len(found):
+    found = going(folder, words, copies=copies)
+    if not len(found.table):
         raise UserError(
             f"remove={listed}: none of {len(words)} is an id, uri or SHA-256 of a picture in {folder}"
         )
     before = taken(folder)
-    fresh = found.filter(pc.invert(pc.is_in(found["id"], value_set=before["id"].combine_chunks())))
-    write_table(folder / FILE, pa.concat_tables([before, fresh]))
+    known = pc.is_in(found.table["id"], value_set=before["id"].combine_chunks())
+    record = pa.concat_tables([before, found.table.filter(pc.invert(known))])
+    ids = record["id"].combine_chunks()
+    if pc.all(pc.is_in(read_manifest(folder / "manifest.parquet", ["id"])["id"], value_set=ids)).as_py():
+        raise UserError(
+            f"remove={listed} would leave nothing in {folder}, and nothing was taken out; "
+            "delete the folder instead"
+        )
+    write_table(folder / FILE, record)
     remove_leftovers(folder, deep=True)  # they may hold what is to go
-    changed, pictures = _rewrite(folder, taken(folder)["id"].combine_chunks())
-    unknown_too = f"; {len(unknown)} unknown, such as {unknown[0]}" if unknown else ""
-    done = f"{len(found)} pictures named, {pictures} taken out of {changed} shards{unknown_too}"
-    print(f"{done}; see {folder / FILE}", file=sys.stderr)
+    changed, pictures = _rewrite(folder, record)
+    print(f"{_said(found)}; {pictures} taken out of {changed} shards; see {folder / FILE}", file=sys.stderr)
 
 
-def taken(folder: Path) -> pa.Table:
-    """What has been taken out of this folder: a table of SCHEMA."""
-    path = folder / FILE
-    return parquet.read_table(path) if path.exists() else SCHEMA.empty_table()
+def _said(found: Going) -> str:
+    parts = [f"{found.count(NAMED)} pictures named"]
+    if count := found.count(EQUAL):
+        parts.append(f"{count} more with equal bytes or pixels")
+    if count := found.count(COPY):
+        parts.append(f"{count} more that are copies of these (copies=false leaves them)")
+    if found.unknown:
+        parts.append(f"{len(found.unknown)} unknown, such as {found.unknown[0]}")
+    return ", ".join(parts)
 
 
 def read_words(path: Path) -> set[str]:
@@ -114,28 +116,9 @@ def read_words(path: Path) -> set[str]:
     return words
 
 
-def _found(folder: Path, words: set[str]) -> pa.Table:
-    """The pictures of the pool, kept or not, that a word names: a table of SCHEMA."""
-    manifest = read_manifest(folder / "manifest.parquet", list(WORDS))
-    tables = []
-    rest = read_format(folder / "decisions.parquet", DECISIONS_SCHEMA, ["id", "uri"])
-    for part in sorted((folder / "stages" / "ingest" / "pool").glob("*.parquet")):
-        known = parquet.read_table(part, columns=["id", "sha256", "pixel_sha256"])
-        tables.append(known.join(rest, "id", join_type="inner"))
-    tables.append(manifest)  # whose hashes are others where faces were blurred
-    listed = pa.array(sorted(words), pa.large_string())
-    rows = {}
-    for table in tables:
-        for name in WORDS:
-            hit = table.filter(pc.is_in(table[name].cast(pa.large_string()), value_set=listed))
-            for row in hit.to_pylist():
-                rows.setdefault(row["id"], {**row, "asked": row[name]})
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return pa.Table.from_pylist([{**rows[name], "on": today} for name in sorted(rows)], schema=SCHEMA)
-
-
-def _rewrite(folder: Path, ids: pa.Array) -> tuple[int, int]:
+def _rewrite(folder: Path, record: pa.Table) -> tuple[int, int]:
     """Shards without these pictures, a manifest and decisions to match; how many shards and pictures."""
+    ids = record["id"].combine_chunks()
     manifest = read_manifest(folder / "manifest.parquet")
     gone = pc.is_in(manifest["id"], value_set=ids)
     shards = pc.unique(manifest.filter(gone)["shard"]).to_pylist()
@@ -154,43 +137,39 @@ def _rewrite(folder: Path, ids: pa.Array) -> tuple[int, int]:
     for name, values in places.items():
         column = pa.array(values, kept.schema.field(name).type)
         kept = kept.set_column(kept.schema.get_field_index(name), name, column)
-    if not len(kept):
-        raise UserError(f"nothing would be left in {folder}; delete the folder instead")
     write_manifest(folder / "manifest.parquet", kept)
     named = {name.as_py() for name in pc.unique(kept["shard"])}
     for path in (folder / "shards").glob("*.tar"):  # those of a run that was killed before this, too
         if f"shards/{path.name}" not in named:
             path.unlink()
     _decide(folder, ids)
+    _forget_looks(folder, record)
     return len(shards), int(pc.sum(gone).as_py() or 0)
 
 
 def _decide(folder: Path, ids: pa.Array) -> None:
-    """Decisions say so; the write stage knows that its shards are no longer as it left them; looks go."""
+    """Decisions say what they would if made again; the write stage knows its shards have changed."""
     decisions = read_format(folder / "decisions.parquet", DECISIONS_SCHEMA)
     hit = pc.is_in(decisions["id"], value_set=ids)
-    columns = {
-        "kept": pc.and_(decisions["kept"], pc.invert(hit)),
-        "dropped_by": pc.if_else(hit, "takedown", decisions["dropped_by"]),
-    }
-    for name, column in columns.items():
-        decisions = decisions.set_column(decisions.schema.get_field_index(name), name, column)
+    changed = {"kept": False, "dropped_by": "takedown", "evidence": None, "similarity": None, "error": None}
+    for name, value in changed.items():
+        field = decisions.schema.field(name)
+        column = pc.if_else(hit, pa.scalar(value, field.type), decisions[name])
+        decisions = decisions.set_column(decisions.schema.get_field_index(name), field, column)
     write_format(folder / "decisions.parquet", decisions, DECISIONS_SCHEMA)
     begun = folder / "stages" / "write" / "begun.json"
     if begun.exists():
         write_json(begun, {**read_json(begun), "taken": len(ids)})
-    for part in sorted((folder / "stages" / "ingest" / "pool").glob("*.parquet")):
-        _blank(part, ids)
-    _blank_copies(folder / "stages", ids)
+
+
+def _forget_looks(folder: Path, record: pa.Table) -> None:
+    """Blank the thumbnails of these pictures, also as seeds, and of copies made of them; the report goes."""
+    for part in [*parts_of(folder, "pool"), *parts_of(folder, "seeds")]:
+        table = parquet.read_table(part, columns=["id", *HASHES, "error"])
+        _zero(part.with_suffix(".thumbs.npy"), among(table.filter(table["error"].is_null()), record))
+    _blank_copies(folder / "stages", record["id"].combine_chunks())
     (folder / "report.html").unlink(missing_ok=True)
     shutil.rmtree(folder / "report", ignore_errors=True)
-
-
-def _blank(part: Path, ids: pa.Array) -> None:
-    table = parquet.read_table(part, columns=["id", "error"])
-    readable = table.filter(table["error"].is_null())
-    rows = pc.is_in(readable["id"], value_set=ids).to_numpy()
-    _zero(part.with_suffix(".thumbs.npy"), rows)
 
 
 def _blank_copies(stages: Path, ids: pa.Array) -> None:

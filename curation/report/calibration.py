@@ -77,19 +77,23 @@ def _by_kind(page: Page, curves: pa.Table, marks: dict[str, float]) -> None:
 
 
 def _examples(page: Page, run: Run, pairs: pa.Table, pictures: Pictures) -> None:
-    """The first picture that was copied, and each copy of it."""
+    """The first picture that was copied and is still to be seen, and each copy of it."""
     parts = sorted((run.stage("calibrate") / "copies").glob("*.parquet"))
     made = pa.concat_tables([parquet.read_table(part) for part in parts])
     thumbs = Stack([part.with_suffix(".thumbs.npy") for part in parts])
     deciding = measures(run.config)["duplicates"]
     names = Ingested(run, "pool").readable()["id"]
+    rows = made["row"].to_numpy()
+    first = next((row for row in dict.fromkeys(rows.tolist()) if not pictures.gone(names[row].as_py())), None)
     cards = []
-    for place in np.flatnonzero(made["row"].to_numpy() == made["row"][0].as_py()).tolist():
+    for place in np.flatnonzero(rows == first).tolist() if first is not None else []:
         hit = pairs.filter(pc.and_(pc.equal(pairs["copy"], place), pairs["right"]))
         how = f"{hit[deciding][0].as_py():.2f}" if len(hit) else "not met"
         copy = Image.fromarray(thumbs.rows(np.array([place]))[0])
-        original = pictures.thumb(names[made["row"][place].as_py()].as_py())
+        original = pictures.thumb(names[first].as_py())
         cards.append(Card([original, copy], f"{list(KINDS)[made['kind'][place].as_py()]}: {how}"))
+    if not cards:
+        return
     page.gallery(
         cards,
         "One picture and its copies, as a square of 64 pixels shows them, with their similarity.",

@@ -42,8 +42,9 @@ def run(run: Run) -> dict[str, Any]:
     decisions = read_format(run.folder / "decisions.parquet", DECISIONS_SCHEMA)
     kept = int(pc.sum(decisions["kept"]).as_py())
     page = Page("Curation", subtitle=f"{kept:,} of {len(decisions):,} pictures of {run.config.pool} stay")
-    page.flow(list(_flow(run, len(decisions))))
-    page.numbers(_numbers(run, len(decisions), kept))
+    gone = {stage: pc.sum(pc.equal(decisions["dropped_by"], stage)).as_py() or 0 for stage in BEFORE}
+    page.flow(list(_flow(gone, len(decisions))))
+    page.numbers(_numbers(run, gone, len(decisions), kept))
     with whole_folder(run.folder / beside.FOLDER) as folder:
         shown = Shown(page, Pictures(run), folder)
         for stage in ("duplicates", "holdout"):
@@ -91,21 +92,18 @@ class Shown:
         return [image for name in names if (image := self.pictures.image(name)) is not None]
 
 
-def _flow(run: Run, total: int) -> Iterator[tuple[str, int, int, str]]:
+def _flow(gone: dict[str, int], total: int) -> Iterator[tuple[str, int, int, str]]:
     left = total
-    for stage in BEFORE:
-        gone = len(run.dropped(stage))
-        if stage in ("ingest", "duplicates") or gone:
-            yield stage, left, left - gone, f"{gone:,} {NAMES[stage]}" if gone else "none dropped"
-        left -= gone
+    for stage, count in gone.items():
+        if stage in ("ingest", "duplicates") or count:
+            yield stage, left, left - count, f"{count:,} {NAMES[stage]}" if count else "none dropped"
+        left -= count
 
 
-def _numbers(run: Run, total: int, kept: int) -> dict[str, str]:
+def _numbers(run: Run, gone: dict[str, int], total: int, kept: int) -> dict[str, str]:
     found = run.done("duplicates") or {}
     numbers = {"pictures": f"{total:,}", "kept": f"{kept:,}"}
-    numbers |= {
-        f"dropped by {stage}": f"{len(run.dropped(stage)):,}" for stage in BEFORE if len(run.dropped(stage))
-    }
+    numbers |= {f"dropped by {stage}": f"{count:,}" for stage, count in gone.items() if count}
     if found.get("components"):
         numbers |= {"groups of copies": f"{found['components']:,}", "largest group": f"{found['largest']:,}"}
     return numbers

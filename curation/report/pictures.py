@@ -1,4 +1,7 @@
-"""Pictures of any set by id: decoded for the page itself, as thumbnails for the many beside it."""
+"""Pictures of any set by id: decoded for the page itself, as thumbnails for the many beside it.
+
+What was taken out, or equals it in bytes or pixels, is not read: a grey tile stands for it, in any set.
+"""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -13,8 +16,10 @@ from curation.filters import boxes_of
 from curation.ingest import Ingested
 from curation.looks import THUMB
 from curation.run import Run
+from curation.taken import among, taken
 from dinov2.data.decode import Unreadable, decode
 
+GREY = 190
 TILES = 4  # along a side of a mosaic
 SHOWN = TILES * TILES
 
@@ -29,6 +34,8 @@ class Pictures:
     def image(self, name: str) -> Image.Image | None:
         """Small, but large enough to be judged; None if it can no longer be read."""
         found, row = self._find(name)
+        if found.gone[row]:
+            return found.thumb(row)
         try:
             if name in self._faces:
                 return hidden(decode(found.source.read(row)), self._faces[name])
@@ -40,6 +47,11 @@ class Pictures:
         """As ingest left it, in its own proportions."""
         found, row = self._find(name)
         return found.thumb(row)
+
+    def gone(self, name: str) -> bool:
+        """Whether it was taken out, or equals what was."""
+        found, row = self._find(name)
+        return bool(found.gone[row])
 
     def uri(self, name: str) -> str:
         found, row = self._find(name)
@@ -74,7 +86,14 @@ class Set:
         row = bisect_left(range(len(ids)), name, key=lambda at: ids[at].as_py())
         return row if row < len(ids) and ids[row].as_py() == name else None
 
+    @cached_property
+    def gone(self) -> np.ndarray:
+        """[n] bool: which are not to be shown."""
+        return among(self._ingested.table, taken(self._run.folder))
+
     def square(self, row: int) -> Image.Image:
+        if self.gone[row]:
+            return Image.new("RGB", (THUMB, THUMB), (GREY, GREY, GREY))
         found = Image.fromarray(self._thumbs.rows(self._place[row : row + 1])[0])
         boxes = self._faces.get(self.source.table["id"][row].as_py())
         return hidden(found, boxes, of=self._size(row)) if boxes else found
@@ -83,6 +102,8 @@ class Set:
         return self._ingested.table["width"][row].as_py(), self._ingested.table["height"][row].as_py()
 
     def thumb(self, row: int) -> Image.Image:
+        if self.gone[row]:
+            return self.square(row)  # its size may not be known any more
         width, height = self._size(row)
         sides = (max(1, round(THUMB * side / max(width, height))) for side in (width, height))
         return self.square(row).resize(tuple(sides), Image.Resampling.BILINEAR)  # pyright: ignore[reportArgumentType]

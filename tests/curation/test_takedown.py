@@ -58,11 +58,11 @@ def test_killed_while_it_takes_out_it_ends_with_the_same_bytes(tmp_path: Path) -
     rows = read_manifest(before / "manifest.parquet").to_pylist()
     copied = sorted(row["id"] for row in rows)[0]  # that calibration has a copy of
     listed = tmp_path / "remove.txt"
-    listed.write_text(f"{copied}\n{rows[0]['uri']}\n{rows[-1]['sha256']}\n")
+    listed.write_text(f"{copied}\n{rows[0]['uri']}\n{rows[-1]['sha256']}\ncopies/exact.png\n")
     for name in ("whole", "killed"):
         shutil.copytree(before, tmp_path / name / "out")
-    steps = ["takedowns.parquet", "shards/*.tar", "manifest.parquet", "stages/write/begun.json"]
-    steps += ["stages/calibrate/copies/*.npy"]
+    steps = ["takedowns.parquet", "shards/*.tar", "manifest.parquet", "decisions.parquet"]
+    steps += ["stages/write/begun.json", "stages/calibrate/copies/*.npy"]
     assert_survives(
         command(f"remove={listed}", "output=out"),
         tmp_path,
