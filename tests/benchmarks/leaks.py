@@ -32,7 +32,7 @@ def measured(folder: Path, data: Path, each: int, curate: Callable[..., dict[str
     gone = {row["uri"]: row["dropped_by"] in ("duplicates", "holdout") for row in table}
     others = sum(row["dropped_by"] == "holdout" and row["uri"] not in hidden for row in table)
     return [
-        ("pool, of which copies of holdout pictures", f"{len(table):,}, {len(hidden):,}"),
+        ("pool, of which copies of holdout pictures", f"{len(table):,}; {len(hidden):,}"),
         ("the demo's kinds of copies: dropped", _shares(planted.KINDS, hidden, gone)),
         ("sixteen kinds: dropped", _shares(KINDS, hidden, gone)),
         ("other pictures dropped as leaks", str(others)),
