@@ -32,6 +32,7 @@ from dinov2.exits import UserError
 from dinov2.files import lock, read_json, remove_leftovers, write_json, write_table, write_whole
 from dinov2.folders import LOCK
 
+SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 REVISED = re.compile(r"(.*?)(?:-(\d+))?\.tar")
 
 
@@ -111,6 +112,7 @@ def read_words(path: Path) -> set[str]:
             words = {line for line in lines if line and not line.startswith("#")}
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise UserError(f"remove={path} cannot be read: {str(error).splitlines()[0]}") from None
+    words = {word.lower() if SHA256.fullmatch(word) else word for word in words}
     if not words:
         raise UserError(f"remove={path} names no picture; give lines, or columns {', '.join(WORDS)}")
     return words

@@ -24,7 +24,8 @@ def test_only_the_shards_concerned_change_and_what_is_out_stays_out(tmp_path: Pa
     manifest = read_manifest(out / "manifest.parquet").to_pylist()
     by_id, by_uri, by_hash = manifest[0], manifest[1], manifest[-1]
     listed = tmp_path / "remove.txt"
-    listed.write_text(f"# asked for\n{by_id['id']}\n{by_uri['uri']}\n{by_hash['sha256']}\nnobody.jpg\n")
+    asked = [by_id["id"], by_uri["uri"], by_hash["sha256"].upper(), "nobody.jpg"]
+    listed.write_text("\n".join(["# asked for", *asked]))
     main([f"remove={listed}", f"output={out}"])
     concerned = {Path(row["shard"]).name for row in (by_id, by_uri, by_hash)}
     after = {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
