@@ -28,6 +28,7 @@ MEASURED_AT = 10  # recall is of the ten nearest, the row itself left out
 SAMPLE = 1000  # queries that it is measured on: half of them choose how many lists to probe
 TRAINED_ON = 100  # rows for each list
 LEAST_PROPOSED = 64
+STANDSTILL = 0.002  # gain in recall under which twice the lists are not worth it
 BLOCK = 8192  # queries at a time; never another number, so that their results do not depend on the memory
 
 ON_THE_CPU = torch.device("cpu")
@@ -96,6 +97,8 @@ class Index:
     def tune(self, queries: Rows, *, recall: float, floor: float, seed: int, inside: bool) -> dict[str, Any]:
         """Choose the fewest lists to probe that reach `recall` on a sample; measure it on another.
 
+        Fewer, from `floor` on, if twice as many find nothing more: codes are too coarse for `recall`.
+
         Args:
             inside: query i is row i of the base.
 
@@ -108,7 +111,7 @@ class Index:
             sample = generator.choice(len(queries), min(SAMPLE, len(queries)), replace=False)
             vectors = tile(Selected(queries, sample), 0, len(sample), ON_THE_CPU)
             truth = self._truth(vectors, sample if inside else None)
-            write_json(path, self._tuned(vectors, truth, sample if inside else None, recall))
+            write_json(path, self._tuned(vectors, truth, sample if inside else None, recall, floor))
         found = read_json(path)
         if found["recall"] < floor:
             raise NoProgress(
@@ -129,13 +132,16 @@ class Index:
         return index.gather(1, mine.int().sort(dim=1, stable=True)[1])[:, :MEASURED_AT]
 
     def _tuned(
-        self, vectors: Tensor, truth: Tensor, own: NDArray[np.int64] | None, wanted: float
+        self, vectors: Tensor, truth: Tensor, own: NDArray[np.int64] | None, wanted: float, floor: float
     ) -> dict[str, Any]:
         half, lists, hits = (len(vectors) + 1) // 2, self.lists(), torch.zeros(0)
+        rising: list[float] = []
         for self.probes in _rising(lists):
             _, index = self.search(vectors, MEASURED_AT, own=own)
             hits = _hits(index, truth)
-            if float(hits[:half].mean()) >= wanted:
+            rising.append(float(hits[:half].mean()))
+            gains = len(rising) < 3 or rising[-1] >= rising[-3] + STANDSTILL  # over half as many lists
+            if rising[-1] >= wanted or (rising[-1] >= floor and not gains):
                 break
         measured = float((hits[half:] if len(hits) > half else hits).mean())
         return {"recall": round(measured, 4), "at": MEASURED_AT, "probes": self.probes, "lists": lists}

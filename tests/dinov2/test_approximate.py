@@ -56,6 +56,14 @@ def test_the_recall_is_reached_and_similarities_are_exact(tmp_path, inside):
     assert np.array_equal(similarity, products.astype(np.float32))
 
 
+def test_lists_are_not_probed_for_what_codes_cannot_tell(tmp_path):
+    base = rows_of(20_000)
+    searcher = Searcher(engine="ivf", kind="IVF128,PQ8x4fs", recall=0.99, floor=0.1)
+    said = searcher.prepare(base, base, tmp_path, inside=True)
+    assert 0.1 <= said["recall"] < 0.97
+    assert said["probes"] < said["lists"] // 2
+
+
 def test_shards_searched_in_turn_are_one_index(tmp_path):
     base = rows_of(30_000)
     whole = Index.build(base, tmp_path / "whole")
