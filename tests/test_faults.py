@@ -115,6 +115,21 @@ def test_kills_can_have_a_folder_each(tmp_path: Path) -> None:
     check(CAREFUL, tmp_path, random_moments(3, seed=0, first=0.2, last=0.8), separately=True, at_least=3)
 
 
+FASTER_AGAIN = """
+known = Path("..", "known")
+pause = 0.03 if known.exists() else 0.1
+known.touch()
+for piece in range(12):
+    time.sleep(pause); (out / f"{piece:02}").write_text(str(piece))
+"""
+
+
+def test_a_kill_in_a_folder_of_its_own_that_comes_too_late_is_tried_again(tmp_path: Path) -> None:
+    check(FASTER_AGAIN, tmp_path, [at(0.5), at(0.6)], separately=True, at_least=2)
+    tried = {path.name for path in tmp_path.glob("killed-*")}
+    assert tried == {"killed-0-0", "killed-0-1", "killed-1-0"}
+
+
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
