@@ -107,19 +107,27 @@ def ivf(scale: float, data: Path) -> Rows:
 
 
 def windows(scale: float, data: Path) -> Rows:
-    """The same on descriptors of windows of the demo's photographs."""
+    """The same on descriptors of windows of the demo's photographs; WINDOWS=FILE keeps those, or is them."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(os.environ.get("WINDOWS", f"{name}/windows.npy"))
+        if not path.exists():
+            np.save(path, _descriptors(int(1_000_000 * scale)))
+        return _approximate(np.load(path, mmap_mode="r"), "descriptors of windows of photographs")
+
+
+def _descriptors(count: int) -> np.ndarray:
+    """[count, 256] fp16 of windows, half an hour of two cores for a million."""
     from curation.descriptor import Whitening, describe
     from curation.synthetic import changes
 
-    count, draw = int(1_000_000 * scale), np.random.default_rng(0)
+    draw = np.random.default_rng(0)
     thumbs = _windows(0, min(count, 20_000))
     raw = np.stack([describe(thumb) for thumb in thumbs])
     white = Whitening.fit(raw, changes(thumbs[:400], raw[:400], draw), 256)
     sizes = [min(10_000, count - at) for at in range(0, count, 10_000)]
     with ProcessPoolExecutor() as processes:
         parts = processes.map(partial(_described, white), range(1, 1 + len(sizes)), sizes)
-        rows = np.concatenate(list(parts))
-    return _approximate(rows, "descriptors of windows of photographs")
+        return np.concatenate(list(parts))
 
 
 def _windows(seed: int, count: int) -> np.ndarray:

@@ -15,10 +15,8 @@ class Costs:
 
     ingest: float = 1 / 410  # seconds a picture of 256 pixels (`ingest`)
     product: float = 97e9  # floating-point operations a second (`graph`)
-    code: float = (
-        1 / 300e6
-    )  # seconds for each row in 64 codes of 4 bits that a query is compared with (`ivf`)
-    ranked: float = 1e-6  # seconds for each stored row that a short list is ranked again by (`ivf`)
+    code: float = 1 / 570e6  # seconds for each row of 64 codes of 4 bits (`ivf` less `windows`)
+    ranked: float = 1.3e-6  # seconds for each stored row that a short list is ranked again by (`windows`)
     look_up: float = 13e-6  # seconds a picture and hash, 700 look-ups (`curation.hashes`)
     candidate: float = 34e-9  # seconds each hash that a look-up finds (`curation.hashes`)
     pair: float = 5e-4  # seconds to lay one picture over another, second looks counted in (`dedup`)
@@ -33,7 +31,7 @@ class Pool:
     pictures: float = 1.2e9
     dimension: int = 512  # of the copy-detection embedding
     probes: int = 64  # ASSUMED; the run measures the recall that it gives, and stops under the floor
-    short: int = 96  # rows that a short list is ranked again by, for k = 64
+    short: int = 128  # rows that a short list is ranked again by, for k = 64
     verified: float = 2.0  # ASSUMED: pairs a picture that are looked at again, those above a cosine of 0.5
     edges: float = 1e9  # ASSUMED: above the loosest threshold
     clusters: int = 100_000  # DINOv2 app. A
