@@ -103,9 +103,7 @@ class ClassifierConfig:
 @dataclass(frozen=True, kw_only=True)
 class FacesConfig:
     blur: bool = False  # pictures with faces are written with them blurred; all others keep their bytes
-    detector: str | None = (
-        None  # a cascade file of OpenCV's; null: the frontal one of opencv-python-headless 4
-    )
+    detector: str | None = None  # a cascade file of OpenCV's; null: the frontal one of opencv-python-headless
     sha256: str | None = None  # of that file
     neighbours: int = 5  # detections of one face that make it count; fewer find more, and more that is none
     smallest: float = 0.05  # side of a face, of the picture's short side
@@ -179,18 +177,14 @@ class NearConfig:
 class SemDeDupConfig:
     clusters: int | None = None  # of spherical k-means; null: the square root of the pictures
     eps: float = 0.05  # who has a cosine above 1 - eps to one ranked before goes; it belongs to the embedding
-    reading: str = (
-        "any"  # one ranked before counts if it went itself ("any"), or only one that stays ("kept")
-    )
+    reading: str = "any"  # one ranked before counts also if it went itself; "kept": only one that stays
 
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatesConfig(NearConfig):
     enabled: bool = True  # off: every readable picture stays
     method: str = "components"  # "components" of near pairs (DINOv2), or "semdedup"
-    keep: str = (
-        "largest"  # who stays: the "largest" in pixels, then bytes, the "first" by uri, the "most_central"
-    )
+    keep: str = "largest"  # who stays: the "largest" (pixels, bytes), "first" (by uri) or "most_central"
     chains: str = "whole"  # "whole": one of a component stays; "direct": also who has no edge to it
     split: int | None = None  # larger components are cut at their weakest edges into ones of at most so many
     semdedup: SemDeDupConfig = section(SemDeDupConfig)

@@ -127,9 +127,7 @@ class Groups:
     """Connected components of n pictures by the edges that count."""
 
     component: Rows  # [n]
-    kind: (
-        Rows  # [n] the first row of those with equal bytes or pixels; only this one has edges to other kinds
-    )
+    kind: Rows  # [n] the first row of equal bytes or pixels; only this one has edges to other kinds
     pairs: Rows
     similarity: Similarity
 

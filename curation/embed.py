@@ -16,9 +16,9 @@ from threadpoolctl import threadpool_limits
 
 from curation.config import BUILT_IN, CurateConfig
 from curation.descriptor import Whitening
-from curation.ingest import Ingested
+from curation.ingest import Ingested, rows_before
 from curation.looks import THUMB
-from curation.run import BEFORE, Run
+from curation.run import Run
 from curation.synthetic import changes
 from dinov2.console import progress
 from dinov2.data.sources import Source
@@ -174,22 +174,12 @@ def _todo(run: Run, role: str) -> tuple[Source, Path, Path | None]:
     before = run.before("embed")
     if before is None or not (before / role / META).exists():
         return readable, run.stage("embed") / role, None
-    return readable.select(_unknown(run, role)), run.stage("embed") / f"{role}.new", before / role
+    fresh = readable.select(np.flatnonzero(rows_before(run, role) < 0))
+    return fresh, run.stage("embed") / f"{role}.new", before / role
 
 
 def _readable(run: Run, role: str) -> NDArray[np.int64]:
     return np.flatnonzero(Ingested(run, role).table["error"].is_null().to_numpy())
-
-
-def _unknown(run: Run, role: str) -> NDArray[np.int64]:
-    """Numbers of the readable pictures that were not there, with these bytes, before the source changed."""
-    now, before = (
-        Ingested(run, role).readable(),
-        Ingested.at(run.folder / BEFORE / "ingest" / role).readable(),
-    )
-    place = pc.index_in(now["id"].combine_chunks(), value_set=before["id"].combine_chunks())
-    same = pc.equal(before["sha256"].take(place), now["sha256"])
-    return np.flatnonzero(~pc.fill_null(same, False).to_numpy())
 
 
 def _join(source: Source, parts: list[Path], folder: Path) -> None:

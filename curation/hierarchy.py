@@ -10,6 +10,7 @@ In a torchrun job every rank brings its own rows, and a share of the centroids t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -60,26 +61,20 @@ def hierarchical(
     centroids: list[NDArray[np.float32]] = []
     distance = np.zeros(0, np.float32)
     mine: Vectors = rows
-    where_and_how = {"memory_gib": memory_gib, "device": device}
+    where = {"memory_gib": memory_gib, "device": device}
+    fit = partial(kmeans, rounds=rounds, **where)
     for level, count in enumerate(counts):
-        found = kmeans(mine, count, seed=_seed(seed, level, 0), rounds=rounds, **where_and_how)
-        where, apart, middles = found.cluster, found.distance, found.centroids
+        found = fit(mine, count, seed=_seed(seed, level, 0))
+        cluster, apart, middles = found.cluster, found.distance, found.centroids
         for again in range(1, resamplings + 1):
-            core = _closest_of_all(where, apart, nearest)
-            refit = kmeans(
-                Selected(mine, core),
-                len(middles),
-                seed=_seed(seed, level, again),
-                rounds=rounds,
-                **where_and_how,
-            )
-            middles = refit.centroids
-            where, apart = assign(mine, middles, **where_and_how)
+            core = Selected(mine, _closest_of_all(cluster, apart, nearest))
+            middles = fit(core, len(middles), seed=_seed(seed, level, again)).centroids
+            cluster, apart = assign(mine, middles, **where)
         if level == 0:
             distance = apart
-            levels.append(where)
+            levels.append(cluster)
         else:
-            levels.append(np.concatenate(all_gather_objects(where))[levels[-1]])
+            levels.append(np.concatenate(all_gather_objects(cluster))[levels[-1]])
         centroids.append(middles)
         mine = np.array_split(middles, world())[rank()]
     return Hierarchy(levels, distance, centroids)

@@ -23,8 +23,8 @@ from pyarrow import parquet
 
 from curation import descriptor, looks
 from curation.config import BUILT_IN, IngestConfig
-from curation.run import Run
-from curation.taken import HASHES, taken
+from curation.run import BEFORE, Run
+from curation.taken import among, taken
 from dinov2.data.decode import Unreadable, decode
 from dinov2.data.sources import Source
 from dinov2.exits import UserError
@@ -107,16 +107,16 @@ class Lost(NamedTuple):
 
 
 def _lost(run: Run, pool: pa.Table) -> Iterator[Lost]:
-    taken_out = taken(run.folder)
-    gone = set(taken_out["id"].to_pylist())
-    hashes = {word for key in HASHES for word in taken_out[key].to_pylist()} - {None}
+    record = taken(run.folder)
+    gone = set(record["id"].to_pylist())
+    equal = among(pool, record).tolist()
     unlicensed = _unlicensed(run)
-    columns = ("id", "flags", "error", *HASHES)
-    for name, flags, error, *hashed in zip(*(pool[key].to_pylist() for key in columns), strict=True):
+    rows = zip(*(pool[key].to_pylist() for key in ("id", "flags", "error")), equal, strict=True)
+    for name, flags, error, out in rows:
         bad = [flag for flag in flags or [] if flag in run.config.ingest.drop]
         if name in gone:
             continue  # "takedown" says so
-        if not hashes.isdisjoint(hashed):
+        if out:
             yield Lost(name, ["taken out"], "equal to a picture that was taken out")
         elif error is not None:
             yield Lost(name, ["unreadable"], error)
@@ -146,13 +146,10 @@ def _unlicensed(run: Run) -> dict[str, str]:
     settings, table = run.config.ingest, run.sets["pool"].table
     found: dict[str, str] = {}
     for column, wanted in (("licence", settings.licences), ("consent", settings.consents)):
-        values = table[column].cast(pa.string())
-        bad = pc.invert(pc.is_in(values, value_set=pa.array(wanted, pa.string())))
-        for name, value in zip(
-            *(part.filter(bad).to_pylist() for part in (table["id"], values)), strict=True
-        ):
-            if wanted:
-                found.setdefault(name, f"{column}: {value or 'none given'}")
+        rows = pa.table([table["id"], table[column].cast(pa.string())], ["id", "value"])
+        bad = pc.invert(pc.is_in(rows["value"], value_set=pa.array(wanted, pa.string())))
+        for row in rows.filter(bad).to_pylist() if wanted else []:
+            found.setdefault(row["id"], f"{column}: {row['value'] or 'none given'}")
     return found
 
 
@@ -234,6 +231,15 @@ def before_of(run: Run, role: str) -> Path | None:
         return None
     describe = run.config.backbone == BUILT_IN
     return folder / role if not describe or (folder / role / "00000.raw.npy").exists() else None
+
+
+def rows_before(run: Run, role: str) -> NDArray[np.int64]:
+    """[n] the row that each readable picture had, with these bytes, before the source changed; -1: none."""
+    now = Ingested(run, role).readable()
+    before = Ingested.at(run.folder / BEFORE / "ingest" / role).readable()
+    place = pc.index_in(now["id"].combine_chunks(), value_set=before["id"].combine_chunks())
+    same = pc.fill_null(pc.equal(before["sha256"].take(place), now["sha256"]), False)
+    return np.where(same.to_numpy(), pc.fill_null(place, -1).to_numpy(), -1).astype(np.int64)
 
 
 class Known:
@@ -328,9 +334,7 @@ class Stack:
         self.starts = np.cumsum([0] + [len(array) for array in self.arrays])
 
     def __reduce__(self) -> tuple[type["Stack"], tuple[list[Path]]]:
-        return Stack, (
-            self._paths,
-        )  # a process that is sent a stack maps it anew; else all rows would be sent
+        return Stack, (self._paths,)  # who is sent a stack maps it anew; else all rows would be sent
 
     def __len__(self) -> int:
         return int(self.starts[-1])

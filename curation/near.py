@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
 from curation.align import align
 from curation.config import BUILT_IN, NearConfig
 from curation.embed import Embedded, whitening_of
-from curation.ingest import Ingested, Stack
-from curation.run import BEFORE, Run
+from curation.ingest import Ingested, Stack, rows_before
+from curation.run import Run
 from curation.search import Side, gathered, jobs, look_up, piece_of, prepare, search_pieces
 from curation.second_look import look_again
 from curation.views import OF_FIRST, Cropped, Turned, seen
@@ -260,7 +259,7 @@ def _scores_before(
         return found
     old = Candidates.read(folder / "candidates.parquet")
     second = "pool" if stage == "duplicates" else "holdout"
-    ends = [_rows_before(run, role) for role in ("pool", second)]
+    ends = [rows_before(run, role) for role in ("pool", second)]
     pairs = np.stack([rows[end] for rows, end in zip(ends, now.pairs.T, strict=True)], axis=1)
     both = np.concatenate([np.column_stack([old.pairs, old.view]), np.column_stack([pairs, now.view])])
     _, place = np.unique(both, axis=0, return_inverse=True)
@@ -271,15 +270,6 @@ def _scores_before(
     same = (row >= 0) & (old.looked_at_again(settings)[row] == again)
     found[same] = aligned(folder)[row[same]]
     return found
-
-
-def _rows_before(run: Run, role: str) -> Rows:
-    """[n] the row that each picture had, with these bytes, before the sources changed; -1: none."""
-    now = Ingested(run, role).readable()
-    before = Ingested.at(run.folder / BEFORE / "ingest" / role).readable()
-    place = pc.index_in(now["id"].combine_chunks(), value_set=before["id"].combine_chunks())
-    same = pc.fill_null(pc.equal(before["sha256"].take(place), now["sha256"]), False)
-    return np.where(same.to_numpy(), pc.fill_null(place, -1).to_numpy(), -1).astype(np.int64)
 
 
 def _search(

@@ -22,9 +22,7 @@ LEAST_CELL = 34.0  # pixels; in less there is nothing to recognise
 TURN = 25.0  # degrees, either way
 TRIES = 60  # for each cell
 LEAST_DETAIL = 7.0  # of 255; less is sky, a wall, the night
-LEAST_IN_QUARTER = (
-    2.5  # of 255, in three of a window's quarters: an edge against nothing looks like any other
-)
+LEAST_IN_QUARTER = 2.5  # in three of a window's quarters: an edge against nothing looks like any other
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from dinov2.exits import UserError
 
 C = TypeVar("C")
-CHECK = (
-    "--check"  # a word that has a command print its resolved settings, or say what is wrong, and do nothing
-)
+CHECK = "--check"  # has a command print its resolved settings, or say what is wrong, and do nothing
 
 
 def required() -> Any:

@@ -30,9 +30,7 @@ class EmbedConfig:
     normalised: bool = False  # vectors of length 1
     precision: str = "float32"  # or bfloat16, float16: what autocast uses
     rows_per_file: int = 8192  # also what a killed command loses at most
-    at_least: int | None = (
-        None  # decode JPEGs at a reduced scale of at least this short side; faster, not equal
-    )
+    at_least: int | None = None  # short side of JPEGs decoded at a reduced scale; faster, not equal
     batch: int = runtime(64)  # pictures at once
     workers: int = runtime(0)  # processes that decode
     device: str = runtime("auto")  # auto, cpu, cuda, cuda:1, …

@@ -65,9 +65,7 @@ class FinetuneConfig(LabelledConfig):
     mixup: float = 0.8  # parameter of the Beta that pictures are blended by (arXiv 1710.09412); 0: never
     cutmix: float = 1.0  # of the one that boxes are exchanged by (1905.04899); each step takes one of the two
     smoothing: float = 0.1  # share of a label that is spread over all classes
-    ema: float = (
-        0.9999  # what the averaged weights keep of themselves at a step, less at first; 0: no average
-    )
+    ema: float = 0.9999  # what averaged weights keep of themselves at a step, less at first; 0: no average
     token: str = "cls"  # what is classified; or cls+mean, with the mean patch token
     save_every: int = runtime(200)  # steps that a killed command loses at most
 

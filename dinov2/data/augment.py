@@ -66,9 +66,7 @@ class AugmentConfig:
     mean: list[float] = listed(0.485, 0.456, 0.406)  # of the pixels in [0, 1]; one for each channel
     std: list[float] = listed(0.229, 0.224, 0.225)
     value_range: list[float] = listed()  # values that become 0 and 1, as 0 and 65535; empty: RGB of 8 bits
-    mode: str = (
-        "exact"  # exact: as torchvision on Pillow; fast: as good, not the same numbers (wants extra fast)
-    )
+    mode: str = "exact"  # exact: as torchvision on Pillow; fast: as good, other numbers (wants extra fast)
     scaled_decode: bool = True  # read a large JPEG at 1/2, 1/4 or 1/8 where no crop is enlarged by that
 
     def __post_init__(self) -> None:

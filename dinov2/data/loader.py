@@ -28,9 +28,7 @@ from dinov2.data.pixels import Crops, Pixels
 from dinov2.data.sources import Source
 from dinov2.exits import UserError
 
-REPLACEMENTS = (
-    16  # tried for one unreadable picture; so many failures in a row mean that the source is at fault
-)
+REPLACEMENTS = 16  # tried for one unreadable picture; if all fail, the source is at fault
 
 
 @dataclass

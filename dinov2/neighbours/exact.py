@@ -113,14 +113,15 @@ class _Search:
     ) -> None:
         self.base, self.device, self.k, self.least, self.always = base, device, k, least, always
         self.queries = len(queries)
-        self.propose = self._by_faiss if _backend(backend) == "faiss" else self._by_product
+        by_faiss = _backend(backend) == "faiss"
+        self.propose = self._by_faiss if by_faiss else self._by_product
         # Of the memory: at worst every similarity of a tile is a candidate, with its two coordinates.
         budget = int(memory_gb * 2**30)
         self.tall, self.columns = (1024, 4096) if device.type == "cpu" else (8192, 16384)
         while self.tall * self.columns * 50 > budget and self.columns > BLOCK:
             self.tall, self.columns = max(1, self.tall // 2), self.columns // 2
         self._buffers: dict[torch.dtype, Tensor] = {}
-        coarse = backend != "faiss" and len(base) >= COARSE_FROM and _multiplies_bfloat16(device)
+        coarse = not by_faiss and len(base) >= COARSE_FROM and _multiplies_bfloat16(device)
         self.types = list(_types(queries, base, self.columns, device, coarse))
         # Several tiles of queries meet each tile of the base: reading that takes a tenth of one product.
         a_query = 6 * base.shape[1] + 24 * (k + self.types[0].slack)

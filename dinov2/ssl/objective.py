@@ -28,9 +28,7 @@ class LossConfig:
     gram: float = 0.0  # between the likenesses of patches and those for an earlier teacher (DINOv3)
     koleo_across_ranks: bool = False  # neighbours among all ranks' features
     koleo_group: int = 0  # … of groups of so many ranks (DINOv3: 16); 0: all
-    chunk: int = (
-        CHUNK  # scores in float32 at a time in targets and cross-entropies; 0: all, -1: by the device
-    )
+    chunk: int = CHUNK  # float32 scores at a time in targets and cross-entropies; 0: all, -1: by the device
     fused: bool = True  # on CUDA, cross-entropies by a kernel of Triton
 
     def weights(self) -> dict[str, float]:

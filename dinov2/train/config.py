@@ -101,14 +101,10 @@ class WatchConfig:
     """What the run says of itself, and how often."""
 
     every: int = 100  # steps between two measurements that are not for every step: rank of the features, …
-    snapshots: int = (
-        8  # times through the run that attention and patches of fixed pictures are drawn; 0: never
-    )
+    snapshots: int = 8  # times in a run that attention and patches of fixed pictures are drawn; 0: never
     pictures: int = 4  # how many fixed pictures
     hang_limit: float = 900.0  # seconds without a step until the run ends, naming the rank; 0: never
-    peak_tflops: float = (
-        0.0  # rate that utilisation is a share of; 0: the maker's, else measured at the start
-    )
+    peak_tflops: float = 0.0  # what utilisation is a share of; 0: the maker's, or measured at the start
     watts: float = 0.0  # power of a device with its share of the machine; 0: 700 a GPU, 65 a CPU, 30 a Mac
 
 
