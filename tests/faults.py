@@ -122,7 +122,7 @@ def assert_survives(
     """
     whole = folder / "whole"
     spent = run_whole(command, whole, env=env, limit=limit)
-    landed = 0
+    landed = met = 0
     groups = [[moment] for moment in moments] if separately else [list(moments)]
     for number, group in enumerate(groups):
         for again in range(TRIES if separately else 1):
