@@ -60,9 +60,10 @@ class Crops:
 
     @cached_property
     def _even(self) -> Array:
-        """[crops] 1 for boxes whose axes differ little, else 0."""
-        apart = np.abs(np.log(self.boxes[:, 1] / self.boxes[:, 3]))
-        return (apart <= STRETCH).astype(np.float32)
+        """[crops] 1 for boxes whose axes differ little, or that are whole along one, between bars; else 0."""
+        sides = self.boxes[:, 1::2]
+        apart = np.abs(np.log(sides[:, 0] / sides[:, 1]))
+        return ((apart <= STRETCH) | (sides.max(axis=1) == 1)).astype(np.float32)
 
 
 FEW = Crops((1.0, 0.88, 0.77, 0.67), 0.12)
