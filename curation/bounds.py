@@ -39,6 +39,7 @@ NEAR = {
     "view_distance": BITS,
     "turned_cosine": COSINE,
     "tilted": COSINE,
+    "tilts": COUNT,
     "loosest": SHARE,
     "threshold": SHARE,
 }

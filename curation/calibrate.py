@@ -195,7 +195,8 @@ def _pairs(run: Run, pool: Pictures, base: Rows, copies: Copies) -> pa.Table:
     )
     score = np.zeros(len(pairs), np.float32)
     if "score" in measures(run.config).values():
-        again = nearest_of(pairs, view, cosines(copies.vectors, pool.vectors, pairs), near.tilted)
+        cosine = cosines(copies.vectors, pool.vectors, pairs)
+        again = nearest_of(pairs, view, cosine, near.tilted, near.tilts)
         score = _scores(run, "aligned", pairs, view, again, copies.thumbs, pool)
     pairs, score = likest_views(pairs, score)
     row, right = copies.row[pairs[:, 0]], copies.row[pairs[:, 0]] == pairs[:, 1]

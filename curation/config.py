@@ -42,8 +42,9 @@ READ_BY = {"filters": ("ingest",), "embed": ("ingest",)}
 # Settings of later stages that a stage reads too.
 ALSO = {
     "calibrate": (
-        *(f"duplicates.{name}" for name in ("hash_distance", "k", "cosine", "always", "verify", "tilted")),
+        *(f"duplicates.{name}" for name in ("hash_distance", "k", "cosine", "always", "verify")),
         *(f"duplicates.{name}" for name in ("views", "view_distance", "turned", "turned_cosine")),
+        *(f"duplicates.{name}" for name in ("tilted", "tilts")),
         *(f"{section}.{name}" for section in ("duplicates", "leaks") for name in ("threshold", "loosest")),
         *(f"search.{name}" for name in ("engine", "recall", "floor", "index")),
         "leaks.verify",
@@ -163,7 +164,8 @@ class NearConfig:
     turned: str = "mirrored"  # neighbours by embedding also of pictures "mirrored", in "all" turns, or "none"
     crops: bool = False  # neighbours by embedding also of five windows of each picture, by the descriptor
     turned_cosine: float = 0.5  # candidates: of these two, those of at least this cosine
-    tilted: float = 0.35  # nearest pairs from this cosine on are also tried tilted and recoloured
+    tilted: float = 0.25  # nearest pairs from this cosine on are also tried tilted and recoloured
+    tilts: int = 1  # so many of the nearest of each picture
     loosest: float = 0.5  # edges are stored from this similarity on
     threshold: float | None = None  # edges count from here on; null: calibrated, or see curation.calibrate
 
@@ -196,6 +198,7 @@ class LeaksConfig(NearConfig):
 
     cosine: float = 0.25
     always: int = 16
+    tilts: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)

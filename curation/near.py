@@ -83,7 +83,7 @@ class Candidates:
 
     def looked_at_again(self, settings: NearConfig) -> NDArray[np.bool_]:
         """[p] which are tried tilted and recoloured, where they do not fit as they are."""
-        return nearest_of(self.pairs, self.view, self.cosine, settings.tilted)
+        return nearest_of(self.pairs, self.view, self.cosine, settings.tilted, settings.tilts)
 
     def table(self) -> pa.Table:
         columns = {
@@ -185,14 +185,18 @@ def _verify(
     run.share.leave(what)
 
 
-def nearest_of(pairs: Rows, view: Rows, cosine: NDArray[np.float32], least: float) -> NDArray[np.bool_]:
-    """[p] which are, as they are, of at least this cosine and the nearest of either picture."""
+def nearest_of(
+    pairs: Rows, view: Rows, cosine: NDArray[np.float32], least: float, few: int
+) -> NDArray[np.bool_]:
+    """[p] which are, as they are, of at least this cosine and among the `few` nearest of either picture."""
     plain = (view == 0) & (cosine >= least)
     found, cosine = np.zeros(len(plain), bool), cosine[plain]
     for rows in pairs[plain].T:
-        best = np.full(rows.max(initial=-1) + 1, -np.inf, np.float32)
-        np.maximum.at(best, rows, cosine)
-        found[plain] |= cosine == best[rows]
+        order, counts = np.lexsort((-cosine, rows)), np.bincount(rows)
+        many, start = counts >= few, np.cumsum(counts) - counts
+        farthest = np.full(len(counts), -np.inf, np.float32)
+        farthest[many] = cosine[order[start[many] + few - 1]]
+        found[plain] |= cosine >= farthest[rows]
     return found
 
 

@@ -15,6 +15,7 @@ from curation.duplicates import Groups
 from curation.ingest import Ingested
 from curation.kmeans import kmeans
 from curation.looks import luma, pca_hash, perceptual_hash, thumbnail
+from curation.near import nearest_of
 from curation.second_look import look_again
 from curation.semdedup import semdedup
 from dinov2.data.manifest import DECISIONS_SCHEMA, read_format, read_manifest
@@ -101,6 +102,32 @@ def test_crops_anywhere_are_found_and_other_pictures_are_not() -> None:
     assert found.score[:40].min() > 0.85
     assert found.score[40:].max() < 0.5
     assert np.allclose(found.box[:40][found.forward[:40]], np.array(where)[found.forward[:40]], atol=0.03)
+
+
+def test_heaps_of_small_things_are_found_between_bars() -> None:
+    draw, thumbs = np.random.default_rng(0), []
+    for row in range(16):
+        heap = Image.fromarray(draw.integers(0, 256, (22, 22, 3), dtype=np.uint8)).resize((176, 176), 3)
+        upright, bar = row % 2, 20 + row
+        page = Image.new("RGB", (176 + 60 * (1 - upright), 176 + 60 * upright), "white")
+        page.paste(heap, (bar * (1 - upright), bar * upright))
+        thumbs += [thumbnail(heap), thumbnail(page)]
+    rows = np.arange(0, 32, 2)
+    found = align(np.stack(thumbs), np.concatenate([[rows, rows + 1], [rows, (rows + 3) % 32]], axis=1).T)
+    assert found.score[:16].min() > 0.8
+    assert found.score[16:].max() < 0.5
+
+
+@pytest.mark.parametrize("few", [1, 3])
+def test_the_nearest_of_either_picture_are_looked_at_again(few: int) -> None:
+    draw = np.random.default_rng(few)
+    pairs = np.unique(draw.integers(0, 30, (200, 2)), axis=0)
+    cosine = np.round(draw.random(len(pairs)), 1).astype(np.float32)  # with ties
+    view = draw.integers(0, 2, len(pairs))
+    again = nearest_of(pairs, view, cosine, 0.3, few)
+    for pair, mine, what, found in zip(pairs, cosine, view, again, strict=True):
+        nearer = [sum(cosine[(pairs[:, side] == pair[side]) & (view == 0)] > mine) for side in (0, 1)]
+        assert found == (what == 0 and mine >= np.float32(0.3) and min(nearer) < few)
 
 
 @pytest.mark.parametrize("make", [perceptual_hash, pca_hash])
