@@ -13,14 +13,14 @@ from math import log2
 class Costs:
     """Of one core of the machine in docs/benchmarks/curation.md, but for what says that it is assumed."""
 
-    ingest: float = 1 / 410  # seconds a picture of 256 pixels (`ingest`)
-    product: float = 97e9  # floating-point operations a second (`graph`)
+    ingest: float = 1 / 372  # seconds a picture of 256 pixels (`ingest`)
+    product: float = 93e9  # floating-point operations a second (`graph`)
     code: float = 1 / 570e6  # seconds for each row of 64 codes of 4 bits (`ivf` less `windows`)
     ranked: float = 1.3e-6  # seconds for each stored row that a short list is ranked again by (`windows`)
     look_up: float = 13e-6  # seconds a picture and hash, 700 look-ups (`curation.hashes`)
     candidate: float = 34e-9  # seconds each hash that a look-up finds (`curation.hashes`)
     pair: float = 5e-4  # seconds to lay one picture over another, second looks counted in (`dedup`)
-    edge: float = 38 / 200e6  # seconds an edge and picture for components (`components`)
+    edge: float = 41 / 200e6  # seconds an edge and picture for components (`components`)
     embed_gpu: float = 1 / 1500  # ASSUMED: seconds a picture of 288 pixels through a ResNet-50, one GPU
     picture: float = 100e3  # ASSUMED: bytes of an original
     written: float = 1 / 200e6  # ASSUMED: seconds a byte that is read, checked and written again
