@@ -198,6 +198,7 @@ def _pairs(run: Run, pool: Pictures, base: Rows, copies: Copies) -> pa.Table:
         cosine = cosines(copies.vectors, pool.vectors, pairs)
         again = nearest_of(pairs, view, cosine, near.tilted, near.tilts)
         score = _scores(run, "aligned", pairs, view, again, copies.thumbs, pool)
+    met = np.stack([copies.row[pairs[:, 0]], pairs[:, 1], view], axis=1)
     pairs, score = likest_views(pairs, score)
     row, right = copies.row[pairs[:, 0]], copies.row[pairs[:, 0]] == pairs[:, 1]
     columns = {
@@ -210,14 +211,24 @@ def _pairs(run: Run, pool: Pictures, base: Rows, copies: Copies) -> pa.Table:
     }
     if "score" in measures(run.config).values():
         columns["score"] = score
-    originals, place = np.unique(
-        np.sort(np.stack([row, pairs[:, 1]], axis=1)[~right], axis=1), axis=0, return_inverse=True
-    )
-    plain = np.zeros(len(originals), np.int64)
-    same = _scores(run, "originals", originals, plain, plain > 0, pool.thumbs, pool) >= SAME
-    unlike = ~right
-    unlike[~right] = ~same[place.ravel()]
+    one = _one_picture(run, met[met[:, 0] != met[:, 1]], pool)
+    both = np.stack([row, pairs[:, 1]], axis=1)
+    unlike = ~right & ~np.isin(_numbers(both, len(pool)), _numbers(one, len(pool)))
     return pa.table({**columns, "unlike": unlike})
+
+
+def _one_picture(run: Run, met: Rows, pool: Pictures) -> Rows:
+    """[q, 2] originals that are taken for one picture, as they are or in a view in which their copies met."""
+    plain = np.where([True, True, False], met, 0)
+    originals = np.unique(np.concatenate([met, plain]), axis=0)
+    pairs, view = originals[:, :2], originals[:, 2]
+    score = _scores(run, "originals", pairs, view, np.zeros(len(view), bool), pool.thumbs, pool)
+    return pairs[score >= SAME]
+
+
+def _numbers(pairs: Rows, count: int) -> Rows:
+    """A number for each pair of `count` rows, the same in either order."""
+    return pairs.min(axis=1) * count + pairs.max(axis=1)
 
 
 def _scores(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 from curation.calibrate import GRID, borrowed, curve, picked
@@ -68,6 +69,18 @@ def test_thresholds_of_a_cosine_are_those_that_the_pool_asks_for(tmp_path: Path)
     curate(*words[:3], "calibrate.pictures=5", "duplicates.verify=false", "leaks.verify=false",
            "calibrate.precision=0.99", "from_stage=calibrate")  # fmt: skip
     assert [path.stat().st_mtime_ns for path in (out / "stages/calibrate/copies").iterdir()] == again
+
+
+def test_a_picture_that_the_pool_has_turned_counts_neither_way(tmp_path: Path) -> None:
+    root = make_pool(tmp_path)
+    for number, turn in enumerate(Image.Transpose):
+        image = Image.open(root / "pool/class_0" / f"{number % 3:03d}.png")
+        image.transpose(turn).save(root / "pool" / f"{turn.name}.png")
+    out = curate(f"pool={root}/pool", f"output={root}/out", "calibrate.pictures=40", "stop_after=calibrate")
+    rows = parquet.read_table(out / "stages/calibrate/pairs.parquet").to_pylist()
+    assert not [row for row in rows if row["unlike"] and row["score"] > 0.9]
+    one = [row for row in rows if not row["right"] and row["score"] > 0.9]
+    assert len(one) > 40  # copies, and the turned
 
 
 def _said(out: Path) -> float:
