@@ -198,6 +198,7 @@ class LeaksConfig(NearConfig):
 
     cosine: float = 0.25
     always: int = 16
+    turned_cosine: float = 0.3
     tilts: int = 3
 
 

@@ -38,6 +38,7 @@ class Pool:
     rounds: int = 20
     wide: int = 1280  # dimensions of the retrieval embedding
     holdout: float = 2e6  # ASSUMED: evaluation pictures
+    suspected: float = 1.0  # ASSUMED: pairs a picture with these, of leaks.always=0
     seeds: float = 15e6  # ASSUMED: about ImageNet-22k and some smaller sets
     kept: float = 142e6  # DINOv2 app. A
 
@@ -69,18 +70,14 @@ def rows(pool: Pool, costs: Costs) -> Iterator[tuple[str, float, float, str, str
     # within 5 bits: three parts of 21 or 22 bits, each with at most one bit flipped
     of_a_view = 66 / 700 * costs.look_up + 66 * n / 2 ** (64 / 3) * costs.candidate
     yield "duplicates: 14 views' hashes", 2 * 14 * n * of_a_view, 0, "shard=i/n", look_ups
-    aligned = n * pool.verified
-    yield (
-        "duplicates: verify",
-        aligned * costs.pair,
-        aligned * 25,
-        "shard=i/n",
-        "measured a pair, pairs assumed",
-    )
+    aligned, basis = n * pool.verified, "measured a pair, pairs assumed"
+    yield "duplicates: verify", aligned * costs.pair, aligned * 25, "shard=i/n", basis
     joined = (pool.edges + n) / 2 * costs.edge
     yield "duplicates: components", joined, 12 * pool.edges, "one process", "inferred from 200M edges"
     both_ways = n * neighbours(pool, costs, pool.holdout) + pool.holdout * neighbours(pool, costs, n)
     yield "holdout: neighbours", both_ways, 0, "shard=i/n", "inferred, sets assumed"
+    aligned = n * pool.suspected
+    yield "holdout: verify", aligned * costs.pair, aligned * 25, "shard=i/n", basis
     a_round = 2 * n * pool.clusters * pool.wide / costs.product
     yield "k-means", pool.rounds * a_round, 2 * pool.wide * n, "ranks", "inferred from a product's rate"
     asked = 2 * pool.seeds * pool.clusters * pool.wide / costs.product
