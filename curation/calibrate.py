@@ -25,7 +25,7 @@ from curation.ingest import Stack
 from curation.near import Pictures, Piece, Rows, align_piece, cosines, likest_views, nearest_of
 from curation.planted import Copies, plant
 from curation.run import Run
-from curation.search import Job, Side, gathered, look_up, prepare, search_pieces, with_views
+from curation.search import Job, Side, gathered, look_up, once, prepare, search_pieces, with_views
 from curation.views import TURNS
 from dinov2.data.copies import KINDS
 from dinov2.exits import UserError
@@ -193,34 +193,34 @@ def _pairs(run: Run, pool: Pictures, base: Rows, copies: Copies) -> pa.Table:
         np.stack([table["copy"].to_numpy(), table["other"].to_numpy()], axis=1),
         table["view"].to_numpy(),
     )
+    cosine = cosines(copies.vectors, pool.vectors, pairs)
     score = np.zeros(len(pairs), np.float32)
     if "score" in measures(run.config).values():
-        cosine = cosines(copies.vectors, pool.vectors, pairs)
         again = nearest_of(pairs, view, cosine, near.tilted, near.tilts)
         score = _scores(run, "aligned", pairs, view, again, copies.thumbs, pool)
     met = np.stack([copies.row[pairs[:, 0]], pairs[:, 1], view], axis=1)
+    _, cosine = likest_views(pairs, cosine)  # the same in every view
     pairs, score = likest_views(pairs, score)
-    row, right = copies.row[pairs[:, 0]], copies.row[pairs[:, 0]] == pairs[:, 1]
+    originals = np.stack([copies.row[pairs[:, 0]], pairs[:, 1]], axis=1)
+    right = originals[:, 0] == originals[:, 1]
     columns = {
         "copy": pairs[:, 0].copy(),
         "kind": copies.kind[pairs[:, 0]],
-        "row": row,
+        "row": originals[:, 0].copy(),
         "other": pairs[:, 1].copy(),
         "right": right,
-        "cosine": cosines(copies.vectors, pool.vectors, pairs),
+        "cosine": cosine,
     }
     if "score" in measures(run.config).values():
         columns["score"] = score
     one = _one_picture(run, met[met[:, 0] != met[:, 1]], pool)
-    both = np.stack([row, pairs[:, 1]], axis=1)
-    unlike = ~right & ~np.isin(_numbers(both, len(pool)), _numbers(one, len(pool)))
+    unlike = ~right & ~np.isin(_numbers(originals, len(pool)), _numbers(one, len(pool)))
     return pa.table({**columns, "unlike": unlike})
 
 
 def _one_picture(run: Run, met: Rows, pool: Pictures) -> Rows:
     """[q, 2] originals that are taken for one picture, as they are or in a view in which their copies met."""
-    plain = np.where([True, True, False], met, 0)
-    originals = np.unique(np.concatenate([met, plain]), axis=0)
+    originals = once(np.concatenate([met, met * [1, 1, 0]]))
     pairs, view = originals[:, :2], originals[:, 2]
     score = _scores(run, "originals", pairs, view, np.zeros(len(view), bool), pool.thumbs, pool)
     return pairs[score >= SAME]

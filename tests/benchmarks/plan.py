@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log2
 
+Row = tuple[str, float, float, str, str]
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -51,7 +53,12 @@ def neighbours(pool: Pool, costs: Costs, base: float) -> float:
     return coarse + looked_through + pool.short * costs.ranked
 
 
-def rows(pool: Pool, costs: Costs) -> Iterator[tuple[str, float, float, str, str]]:
+def verified(stage: str, pairs: float, costs: Costs) -> Row:
+    """Of a stage that lays so many pairs over each other, and keeps 25 bytes of each."""
+    return f"{stage}: verify", pairs * costs.pair, pairs * 25, "shard=i/n", "measured a pair, pairs assumed"
+
+
+def rows(pool: Pool, costs: Costs) -> Iterator[Row]:
     """Stage, core-seconds, bytes left on disk, how it is cut, what the figure rests on."""
     n = pool.pictures
     thumbs, raw = 64 * 64 * 3 * n, 2 * 508 * n
@@ -70,14 +77,12 @@ def rows(pool: Pool, costs: Costs) -> Iterator[tuple[str, float, float, str, str
     # within 5 bits: three parts of 21 or 22 bits, each with at most one bit flipped
     of_a_view = 66 / 700 * costs.look_up + 66 * n / 2 ** (64 / 3) * costs.candidate
     yield "duplicates: 14 views' hashes", 2 * 14 * n * of_a_view, 0, "shard=i/n", look_ups
-    aligned, basis = n * pool.verified, "measured a pair, pairs assumed"
-    yield "duplicates: verify", aligned * costs.pair, aligned * 25, "shard=i/n", basis
+    yield verified("duplicates", n * pool.verified, costs)
     joined = (pool.edges + n) / 2 * costs.edge
     yield "duplicates: components", joined, 12 * pool.edges, "one process", "inferred from 200M edges"
     both_ways = n * neighbours(pool, costs, pool.holdout) + pool.holdout * neighbours(pool, costs, n)
     yield "holdout: neighbours", both_ways, 0, "shard=i/n", "inferred, sets assumed"
-    aligned = n * pool.suspected
-    yield "holdout: verify", aligned * costs.pair, aligned * 25, "shard=i/n", basis
+    yield verified("holdout", n * pool.suspected, costs)
     a_round = 2 * n * pool.clusters * pool.wide / costs.product
     yield "k-means", pool.rounds * a_round, 2 * pool.wide * n, "ranks", "inferred from a product's rate"
     asked = 2 * pool.seeds * pool.clusters * pool.wide / costs.product
